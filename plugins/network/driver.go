@@ -1,0 +1,77 @@
+// Package network is the contract between gantryd and a network driver.
+//
+// Every method is idempotent by the ids it names and ends by the context's deadline.
+package network
+
+import (
+	"context"
+	"iter"
+	"net/netip"
+
+	"github.com/gantryd/gantry/plugins"
+)
+
+// Ports is the capability of a driver that is also a Publisher.
+const Ports = "ports"
+
+// Network is a network as its driver sees it.
+type Network struct {
+	ID, Name string
+	Subnets  []netip.Prefix
+	Gateways []netip.Addr // one a subnet, in the same order
+	MTU      int          // 0: the driver's choice
+	Internal bool         // no way out
+	Options  map[string]string
+	Handle   plugins.Handle
+}
+
+// Endpoint is one container's place on one network. The daemon chose the addresses.
+type Endpoint struct {
+	ID        string
+	NetNS     string         // path of a pinned network namespace; of Detach, it may be gone
+	Addresses []netip.Prefix // with the subnet's length
+	MAC       string         // "": the driver's choice, the same for the same address
+	Interface string         // the name wanted in the namespace
+	Handle    plugins.Handle
+}
+
+// Attached is what Attach made.
+type Attached struct {
+	Interface   string
+	MAC         string
+	Routes      []netip.Prefix
+	Nameservers []netip.Addr
+	Handle      plugins.Handle
+}
+
+// Held is an endpoint that a driver holds.
+type Held struct{ NetworkID, EndpointID string }
+
+// Driver joins network namespaces.
+type Driver interface {
+	// CreateNetwork makes what a network needs on this host. Called again, it mends what is missing.
+	CreateNetwork(ctx context.Context, n Network) (plugins.Handle, error)
+	// DeleteNetwork undoes it, handle or no handle.
+	DeleteNetwork(ctx context.Context, n Network) error
+	// Attach puts an endpoint into its network namespace, and makes the network first if the host lost it.
+	Attach(ctx context.Context, n Network, e Endpoint) (Attached, error)
+	// Detach takes it out, with what it published, handle or no handle.
+	Detach(ctx context.Context, n Network, e Endpoint) error
+	// Endpoints ranges over every endpoint the driver holds, known to the daemon or not.
+	Endpoints(ctx context.Context) iter.Seq2[Held, error]
+}
+
+// Port is a container port, or a range, published on the host.
+type Port struct {
+	Protocol  string         // "tcp", "udp"
+	Host      netip.AddrPort // an unspecified address means every address
+	Container uint16
+	Count     uint16 // of consecutive ports; 0 means 1
+}
+
+// Publisher is the capability "ports".
+type Publisher interface {
+	// Publish makes ports reachable from outside; the set replaces the last one. A port
+	// that is held already is errdefs.ErrAlreadyExists.
+	Publish(ctx context.Context, n Network, e Endpoint, ports []Port) error
+}
