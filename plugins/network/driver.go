@@ -64,7 +64,7 @@ type Driver interface {
 // Port is a container port, or a range, published on the host.
 type Port struct {
 	Protocol  string         // "tcp", "udp"
-	Host      netip.AddrPort // an unspecified address means every address
+	Host      netip.AddrPort // no address, or an unspecified one, means every address
 	Container uint16
 	Count     uint16 // of consecutive ports; 0 means 1
 }

@@ -1100,6 +1100,7 @@ func (x *NetworkSpec) GetMtu() uint32 {
 type CreateNetworkRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Network       *NetworkSpec           `protobuf:"bytes,1,opt,name=network,proto3" json:"network,omitempty"`
+	Handle        []byte                 `protobuf:"bytes,2,opt,name=handle,proto3" json:"handle,omitempty"` // none the first time
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1137,6 +1138,13 @@ func (*CreateNetworkRequest) Descriptor() ([]byte, []int) {
 func (x *CreateNetworkRequest) GetNetwork() *NetworkSpec {
 	if x != nil {
 		return x.Network
+	}
+	return nil
+}
+
+func (x *CreateNetworkRequest) GetHandle() []byte {
+	if x != nil {
+		return x.Handle
 	}
 	return nil
 }
@@ -1286,6 +1294,7 @@ type AttachRequest struct {
 	Addresses     []string               `protobuf:"bytes,5,rep,name=addresses,proto3" json:"addresses,omitempty"` // chosen by the daemon
 	Mac           string                 `protobuf:"bytes,6,opt,name=mac,proto3" json:"mac,omitempty"`
 	Interface     string                 `protobuf:"bytes,7,opt,name=interface,proto3" json:"interface,omitempty"` // the name wanted in the namespace
+	Handle        []byte                 `protobuf:"bytes,8,opt,name=handle,proto3" json:"handle,omitempty"`       // none the first time
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1367,6 +1376,13 @@ func (x *AttachRequest) GetInterface() string {
 		return x.Interface
 	}
 	return ""
+}
+
+func (x *AttachRequest) GetHandle() []byte {
+	if x != nil {
+		return x.Handle
+	}
+	return nil
 }
 
 // Port publishes a container port, or a range, on the host.
@@ -1455,6 +1471,9 @@ type PublishRequest struct {
 	Addresses     []string               `protobuf:"bytes,4,rep,name=addresses,proto3" json:"addresses,omitempty"` // of the endpoint
 	Handle        []byte                 `protobuf:"bytes,5,opt,name=handle,proto3" json:"handle,omitempty"`
 	Ports         []*Port                `protobuf:"bytes,6,rep,name=ports,proto3" json:"ports,omitempty"` // none: publish nothing
+	Netns         string                 `protobuf:"bytes,7,opt,name=netns,proto3" json:"netns,omitempty"`
+	Mac           string                 `protobuf:"bytes,8,opt,name=mac,proto3" json:"mac,omitempty"`
+	Interface     string                 `protobuf:"bytes,9,opt,name=interface,proto3" json:"interface,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1529,6 +1548,27 @@ func (x *PublishRequest) GetPorts() []*Port {
 		return x.Ports
 	}
 	return nil
+}
+
+func (x *PublishRequest) GetNetns() string {
+	if x != nil {
+		return x.Netns
+	}
+	return ""
+}
+
+func (x *PublishRequest) GetMac() string {
+	if x != nil {
+		return x.Mac
+	}
+	return ""
+}
+
+func (x *PublishRequest) GetInterface() string {
+	if x != nil {
+		return x.Interface
+	}
+	return ""
 }
 
 // PublishResponse is empty.
@@ -1665,6 +1705,7 @@ type AttachResponse struct {
 	Interface     string                 `protobuf:"bytes,2,opt,name=interface,proto3" json:"interface,omitempty"`
 	Routes        []string               `protobuf:"bytes,3,rep,name=routes,proto3" json:"routes,omitempty"`
 	Nameservers   []string               `protobuf:"bytes,4,rep,name=nameservers,proto3" json:"nameservers,omitempty"`
+	Mac           string                 `protobuf:"bytes,5,opt,name=mac,proto3" json:"mac,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1727,6 +1768,13 @@ func (x *AttachResponse) GetNameservers() []string {
 	return nil
 }
 
+func (x *AttachResponse) GetMac() string {
+	if x != nil {
+		return x.Mac
+	}
+	return ""
+}
+
 // DetachRequest names an endpoint.
 type DetachRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1736,6 +1784,8 @@ type DetachRequest struct {
 	Handle        []byte                 `protobuf:"bytes,4,opt,name=handle,proto3" json:"handle,omitempty"`
 	Netns         string                 `protobuf:"bytes,5,opt,name=netns,proto3" json:"netns,omitempty"` // may be gone
 	Addresses     []string               `protobuf:"bytes,6,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	Mac           string                 `protobuf:"bytes,7,opt,name=mac,proto3" json:"mac,omitempty"`
+	Interface     string                 `protobuf:"bytes,8,opt,name=interface,proto3" json:"interface,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1810,6 +1860,20 @@ func (x *DetachRequest) GetAddresses() []string {
 		return x.Addresses
 	}
 	return nil
+}
+
+func (x *DetachRequest) GetMac() string {
+	if x != nil {
+		return x.Mac
+	}
+	return ""
+}
+
+func (x *DetachRequest) GetInterface() string {
+	if x != nil {
+		return x.Interface
+	}
+	return ""
 }
 
 // DetachResponse is empty.
@@ -2450,15 +2514,16 @@ const file_gantry_driver_v1_driver_proto_rawDesc = "" +
 	"\x03mtu\x18\a \x01(\rR\x03mtu\x1a:\n" +
 	"\fOptionsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"O\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"g\n" +
 	"\x14CreateNetworkRequest\x127\n" +
-	"\anetwork\x18\x01 \x01(\v2\x1d.gantry.driver.v1.NetworkSpecR\anetwork\"/\n" +
+	"\anetwork\x18\x01 \x01(\v2\x1d.gantry.driver.v1.NetworkSpecR\anetwork\x12\x16\n" +
+	"\x06handle\x18\x02 \x01(\fR\x06handle\"/\n" +
 	"\x15CreateNetworkResponse\x12\x16\n" +
 	"\x06handle\x18\x01 \x01(\fR\x06handle\"g\n" +
 	"\x14DeleteNetworkRequest\x127\n" +
 	"\anetwork\x18\x01 \x01(\v2\x1d.gantry.driver.v1.NetworkSpecR\anetwork\x12\x16\n" +
 	"\x06handle\x18\x02 \x01(\fR\x06handle\"\x17\n" +
-	"\x15DeleteNetworkResponse\"\xf4\x01\n" +
+	"\x15DeleteNetworkResponse\"\x8c\x02\n" +
 	"\rAttachRequest\x127\n" +
 	"\anetwork\x18\x01 \x01(\v2\x1d.gantry.driver.v1.NetworkSpecR\anetwork\x12%\n" +
 	"\x0enetwork_handle\x18\x02 \x01(\fR\rnetworkHandle\x12\x1f\n" +
@@ -2467,13 +2532,14 @@ const file_gantry_driver_v1_driver_proto_rawDesc = "" +
 	"\x05netns\x18\x04 \x01(\tR\x05netns\x12\x1c\n" +
 	"\taddresses\x18\x05 \x03(\tR\taddresses\x12\x10\n" +
 	"\x03mac\x18\x06 \x01(\tR\x03mac\x12\x1c\n" +
-	"\tinterface\x18\a \x01(\tR\tinterface\"\x9f\x01\n" +
+	"\tinterface\x18\a \x01(\tR\tinterface\x12\x16\n" +
+	"\x06handle\x18\b \x01(\fR\x06handle\"\x9f\x01\n" +
 	"\x04Port\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\tR\bprotocol\x12!\n" +
 	"\fhost_address\x18\x02 \x01(\tR\vhostAddress\x12\x1b\n" +
 	"\thost_port\x18\x03 \x01(\rR\bhostPort\x12%\n" +
 	"\x0econtainer_port\x18\x04 \x01(\rR\rcontainerPort\x12\x14\n" +
-	"\x05count\x18\x05 \x01(\rR\x05count\"\xf5\x01\n" +
+	"\x05count\x18\x05 \x01(\rR\x05count\"\xbb\x02\n" +
 	"\x0ePublishRequest\x127\n" +
 	"\anetwork\x18\x01 \x01(\v2\x1d.gantry.driver.v1.NetworkSpecR\anetwork\x12%\n" +
 	"\x0enetwork_handle\x18\x02 \x01(\fR\rnetworkHandle\x12\x1f\n" +
@@ -2481,19 +2547,23 @@ const file_gantry_driver_v1_driver_proto_rawDesc = "" +
 	"endpointId\x12\x1c\n" +
 	"\taddresses\x18\x04 \x03(\tR\taddresses\x12\x16\n" +
 	"\x06handle\x18\x05 \x01(\fR\x06handle\x12,\n" +
-	"\x05ports\x18\x06 \x03(\v2\x16.gantry.driver.v1.PortR\x05ports\"\x11\n" +
+	"\x05ports\x18\x06 \x03(\v2\x16.gantry.driver.v1.PortR\x05ports\x12\x14\n" +
+	"\x05netns\x18\a \x01(\tR\x05netns\x12\x10\n" +
+	"\x03mac\x18\b \x01(\tR\x03mac\x12\x1c\n" +
+	"\tinterface\x18\t \x01(\tR\tinterface\"\x11\n" +
 	"\x0fPublishResponse\"\x16\n" +
 	"\x14ListEndpointsRequest\"W\n" +
 	"\x15ListEndpointsResponse\x12\x1d\n" +
 	"\n" +
 	"network_id\x18\x01 \x01(\tR\tnetworkId\x12\x1f\n" +
 	"\vendpoint_id\x18\x02 \x01(\tR\n" +
-	"endpointId\"\x80\x01\n" +
+	"endpointId\"\x92\x01\n" +
 	"\x0eAttachResponse\x12\x16\n" +
 	"\x06handle\x18\x01 \x01(\fR\x06handle\x12\x1c\n" +
 	"\tinterface\x18\x02 \x01(\tR\tinterface\x12\x16\n" +
 	"\x06routes\x18\x03 \x03(\tR\x06routes\x12 \n" +
-	"\vnameservers\x18\x04 \x03(\tR\vnameservers\"\xdc\x01\n" +
+	"\vnameservers\x18\x04 \x03(\tR\vnameservers\x12\x10\n" +
+	"\x03mac\x18\x05 \x01(\tR\x03mac\"\x8c\x02\n" +
 	"\rDetachRequest\x127\n" +
 	"\anetwork\x18\x01 \x01(\v2\x1d.gantry.driver.v1.NetworkSpecR\anetwork\x12%\n" +
 	"\x0enetwork_handle\x18\x02 \x01(\fR\rnetworkHandle\x12\x1f\n" +
@@ -2501,7 +2571,9 @@ const file_gantry_driver_v1_driver_proto_rawDesc = "" +
 	"endpointId\x12\x16\n" +
 	"\x06handle\x18\x04 \x01(\fR\x06handle\x12\x14\n" +
 	"\x05netns\x18\x05 \x01(\tR\x05netns\x12\x1c\n" +
-	"\taddresses\x18\x06 \x03(\tR\taddresses\"\x10\n" +
+	"\taddresses\x18\x06 \x03(\tR\taddresses\x12\x10\n" +
+	"\x03mac\x18\a \x01(\tR\x03mac\x12\x1c\n" +
+	"\tinterface\x18\b \x01(\tR\tinterface\"\x10\n" +
 	"\x0eDetachResponse\"\x14\n" +
 	"\x12ListVolumesRequest\"%\n" +
 	"\x13ListVolumesResponse\x12\x0e\n" +
