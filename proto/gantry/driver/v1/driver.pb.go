@@ -468,6 +468,7 @@ type ViewRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
 	Parent        string                 `protobuf:"bytes,2,opt,name=parent,proto3" json:"parent,omitempty"`
+	Labels        map[string]string      `protobuf:"bytes,3,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -514,6 +515,13 @@ func (x *ViewRequest) GetParent() string {
 		return x.Parent
 	}
 	return ""
+}
+
+func (x *ViewRequest) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
 }
 
 // ViewResponse is how to mount it.
@@ -656,7 +664,7 @@ type CommitRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
 	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	Parent        string                 `protobuf:"bytes,3,opt,name=parent,proto3" json:"parent,omitempty"` // capability "rebase": what to hang it on; "" keeps the parent of Prepare
+	Parent        string                 `protobuf:"bytes,3,opt,name=parent,proto3" json:"parent,omitempty"` // "" keeps the parent of Prepare; capability "rebase": what to hang it on
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2479,10 +2487,14 @@ const file_gantry_driver_v1_driver_proto_rawDesc = "" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"A\n" +
 	"\x0fPrepareResponse\x12.\n" +
-	"\x06mounts\x18\x01 \x03(\v2\x16.gantry.types.v1.MountR\x06mounts\"7\n" +
+	"\x06mounts\x18\x01 \x03(\v2\x16.gantry.types.v1.MountR\x06mounts\"\xb5\x01\n" +
 	"\vViewRequest\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x16\n" +
-	"\x06parent\x18\x02 \x01(\tR\x06parent\">\n" +
+	"\x06parent\x18\x02 \x01(\tR\x06parent\x12A\n" +
+	"\x06labels\x18\x03 \x03(\v2).gantry.driver.v1.ViewRequest.LabelsEntryR\x06labels\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\">\n" +
 	"\fViewResponse\x12.\n" +
 	"\x06mounts\x18\x01 \x03(\v2\x16.gantry.types.v1.MountR\x06mounts\"!\n" +
 	"\rMountsRequest\x12\x10\n" +
@@ -2643,7 +2655,7 @@ func file_gantry_driver_v1_driver_proto_rawDescGZIP() []byte {
 	return file_gantry_driver_v1_driver_proto_rawDescData
 }
 
-var file_gantry_driver_v1_driver_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
+var file_gantry_driver_v1_driver_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
 var file_gantry_driver_v1_driver_proto_goTypes = []any{
 	(*InfoRequest)(nil),           // 0: gantry.driver.v1.InfoRequest
 	(*InfoResponse)(nil),          // 1: gantry.driver.v1.InfoResponse
@@ -2691,76 +2703,78 @@ var file_gantry_driver_v1_driver_proto_goTypes = []any{
 	(*UnmountResponse)(nil),       // 43: gantry.driver.v1.UnmountResponse
 	nil,                           // 44: gantry.driver.v1.SnapshotInfo.LabelsEntry
 	nil,                           // 45: gantry.driver.v1.PrepareRequest.LabelsEntry
-	nil,                           // 46: gantry.driver.v1.NetworkSpec.OptionsEntry
-	nil,                           // 47: gantry.driver.v1.VolumeSpec.OptionsEntry
-	(*v1.Mount)(nil),              // 48: gantry.types.v1.Mount
+	nil,                           // 46: gantry.driver.v1.ViewRequest.LabelsEntry
+	nil,                           // 47: gantry.driver.v1.NetworkSpec.OptionsEntry
+	nil,                           // 48: gantry.driver.v1.VolumeSpec.OptionsEntry
+	(*v1.Mount)(nil),              // 49: gantry.types.v1.Mount
 }
 var file_gantry_driver_v1_driver_proto_depIdxs = []int32{
 	44, // 0: gantry.driver.v1.SnapshotInfo.labels:type_name -> gantry.driver.v1.SnapshotInfo.LabelsEntry
 	45, // 1: gantry.driver.v1.PrepareRequest.labels:type_name -> gantry.driver.v1.PrepareRequest.LabelsEntry
-	48, // 2: gantry.driver.v1.PrepareResponse.mounts:type_name -> gantry.types.v1.Mount
-	48, // 3: gantry.driver.v1.ViewResponse.mounts:type_name -> gantry.types.v1.Mount
-	48, // 4: gantry.driver.v1.MountsResponse.mounts:type_name -> gantry.types.v1.Mount
-	4,  // 5: gantry.driver.v1.StatResponse.info:type_name -> gantry.driver.v1.SnapshotInfo
-	4,  // 6: gantry.driver.v1.ListResponse.info:type_name -> gantry.driver.v1.SnapshotInfo
-	46, // 7: gantry.driver.v1.NetworkSpec.options:type_name -> gantry.driver.v1.NetworkSpec.OptionsEntry
-	19, // 8: gantry.driver.v1.CreateNetworkRequest.network:type_name -> gantry.driver.v1.NetworkSpec
-	19, // 9: gantry.driver.v1.DeleteNetworkRequest.network:type_name -> gantry.driver.v1.NetworkSpec
-	19, // 10: gantry.driver.v1.AttachRequest.network:type_name -> gantry.driver.v1.NetworkSpec
-	19, // 11: gantry.driver.v1.PublishRequest.network:type_name -> gantry.driver.v1.NetworkSpec
-	25, // 12: gantry.driver.v1.PublishRequest.ports:type_name -> gantry.driver.v1.Port
-	19, // 13: gantry.driver.v1.DetachRequest.network:type_name -> gantry.driver.v1.NetworkSpec
-	47, // 14: gantry.driver.v1.VolumeSpec.options:type_name -> gantry.driver.v1.VolumeSpec.OptionsEntry
-	35, // 15: gantry.driver.v1.CreateVolumeRequest.volume:type_name -> gantry.driver.v1.VolumeSpec
-	35, // 16: gantry.driver.v1.DeleteVolumeRequest.volume:type_name -> gantry.driver.v1.VolumeSpec
-	35, // 17: gantry.driver.v1.MountRequest.volume:type_name -> gantry.driver.v1.VolumeSpec
-	48, // 18: gantry.driver.v1.MountResponse.mount:type_name -> gantry.types.v1.Mount
-	35, // 19: gantry.driver.v1.UnmountRequest.volume:type_name -> gantry.driver.v1.VolumeSpec
-	0,  // 20: gantry.driver.v1.PluginService.Info:input_type -> gantry.driver.v1.InfoRequest
-	2,  // 21: gantry.driver.v1.PluginService.Configure:input_type -> gantry.driver.v1.ConfigureRequest
-	5,  // 22: gantry.driver.v1.SnapshotterService.Prepare:input_type -> gantry.driver.v1.PrepareRequest
-	7,  // 23: gantry.driver.v1.SnapshotterService.View:input_type -> gantry.driver.v1.ViewRequest
-	9,  // 24: gantry.driver.v1.SnapshotterService.Mounts:input_type -> gantry.driver.v1.MountsRequest
-	11, // 25: gantry.driver.v1.SnapshotterService.Commit:input_type -> gantry.driver.v1.CommitRequest
-	13, // 26: gantry.driver.v1.SnapshotterService.Remove:input_type -> gantry.driver.v1.RemoveRequest
-	15, // 27: gantry.driver.v1.SnapshotterService.Stat:input_type -> gantry.driver.v1.StatRequest
-	17, // 28: gantry.driver.v1.SnapshotterService.List:input_type -> gantry.driver.v1.ListRequest
-	20, // 29: gantry.driver.v1.NetworkDriverService.CreateNetwork:input_type -> gantry.driver.v1.CreateNetworkRequest
-	22, // 30: gantry.driver.v1.NetworkDriverService.DeleteNetwork:input_type -> gantry.driver.v1.DeleteNetworkRequest
-	24, // 31: gantry.driver.v1.NetworkDriverService.Attach:input_type -> gantry.driver.v1.AttachRequest
-	31, // 32: gantry.driver.v1.NetworkDriverService.Detach:input_type -> gantry.driver.v1.DetachRequest
-	26, // 33: gantry.driver.v1.NetworkDriverService.Publish:input_type -> gantry.driver.v1.PublishRequest
-	28, // 34: gantry.driver.v1.NetworkDriverService.ListEndpoints:input_type -> gantry.driver.v1.ListEndpointsRequest
-	36, // 35: gantry.driver.v1.VolumeBackendService.CreateVolume:input_type -> gantry.driver.v1.CreateVolumeRequest
-	38, // 36: gantry.driver.v1.VolumeBackendService.DeleteVolume:input_type -> gantry.driver.v1.DeleteVolumeRequest
-	40, // 37: gantry.driver.v1.VolumeBackendService.Mount:input_type -> gantry.driver.v1.MountRequest
-	42, // 38: gantry.driver.v1.VolumeBackendService.Unmount:input_type -> gantry.driver.v1.UnmountRequest
-	33, // 39: gantry.driver.v1.VolumeBackendService.ListVolumes:input_type -> gantry.driver.v1.ListVolumesRequest
-	1,  // 40: gantry.driver.v1.PluginService.Info:output_type -> gantry.driver.v1.InfoResponse
-	3,  // 41: gantry.driver.v1.PluginService.Configure:output_type -> gantry.driver.v1.ConfigureResponse
-	6,  // 42: gantry.driver.v1.SnapshotterService.Prepare:output_type -> gantry.driver.v1.PrepareResponse
-	8,  // 43: gantry.driver.v1.SnapshotterService.View:output_type -> gantry.driver.v1.ViewResponse
-	10, // 44: gantry.driver.v1.SnapshotterService.Mounts:output_type -> gantry.driver.v1.MountsResponse
-	12, // 45: gantry.driver.v1.SnapshotterService.Commit:output_type -> gantry.driver.v1.CommitResponse
-	14, // 46: gantry.driver.v1.SnapshotterService.Remove:output_type -> gantry.driver.v1.RemoveResponse
-	16, // 47: gantry.driver.v1.SnapshotterService.Stat:output_type -> gantry.driver.v1.StatResponse
-	18, // 48: gantry.driver.v1.SnapshotterService.List:output_type -> gantry.driver.v1.ListResponse
-	21, // 49: gantry.driver.v1.NetworkDriverService.CreateNetwork:output_type -> gantry.driver.v1.CreateNetworkResponse
-	23, // 50: gantry.driver.v1.NetworkDriverService.DeleteNetwork:output_type -> gantry.driver.v1.DeleteNetworkResponse
-	30, // 51: gantry.driver.v1.NetworkDriverService.Attach:output_type -> gantry.driver.v1.AttachResponse
-	32, // 52: gantry.driver.v1.NetworkDriverService.Detach:output_type -> gantry.driver.v1.DetachResponse
-	27, // 53: gantry.driver.v1.NetworkDriverService.Publish:output_type -> gantry.driver.v1.PublishResponse
-	29, // 54: gantry.driver.v1.NetworkDriverService.ListEndpoints:output_type -> gantry.driver.v1.ListEndpointsResponse
-	37, // 55: gantry.driver.v1.VolumeBackendService.CreateVolume:output_type -> gantry.driver.v1.CreateVolumeResponse
-	39, // 56: gantry.driver.v1.VolumeBackendService.DeleteVolume:output_type -> gantry.driver.v1.DeleteVolumeResponse
-	41, // 57: gantry.driver.v1.VolumeBackendService.Mount:output_type -> gantry.driver.v1.MountResponse
-	43, // 58: gantry.driver.v1.VolumeBackendService.Unmount:output_type -> gantry.driver.v1.UnmountResponse
-	34, // 59: gantry.driver.v1.VolumeBackendService.ListVolumes:output_type -> gantry.driver.v1.ListVolumesResponse
-	40, // [40:60] is the sub-list for method output_type
-	20, // [20:40] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	49, // 2: gantry.driver.v1.PrepareResponse.mounts:type_name -> gantry.types.v1.Mount
+	46, // 3: gantry.driver.v1.ViewRequest.labels:type_name -> gantry.driver.v1.ViewRequest.LabelsEntry
+	49, // 4: gantry.driver.v1.ViewResponse.mounts:type_name -> gantry.types.v1.Mount
+	49, // 5: gantry.driver.v1.MountsResponse.mounts:type_name -> gantry.types.v1.Mount
+	4,  // 6: gantry.driver.v1.StatResponse.info:type_name -> gantry.driver.v1.SnapshotInfo
+	4,  // 7: gantry.driver.v1.ListResponse.info:type_name -> gantry.driver.v1.SnapshotInfo
+	47, // 8: gantry.driver.v1.NetworkSpec.options:type_name -> gantry.driver.v1.NetworkSpec.OptionsEntry
+	19, // 9: gantry.driver.v1.CreateNetworkRequest.network:type_name -> gantry.driver.v1.NetworkSpec
+	19, // 10: gantry.driver.v1.DeleteNetworkRequest.network:type_name -> gantry.driver.v1.NetworkSpec
+	19, // 11: gantry.driver.v1.AttachRequest.network:type_name -> gantry.driver.v1.NetworkSpec
+	19, // 12: gantry.driver.v1.PublishRequest.network:type_name -> gantry.driver.v1.NetworkSpec
+	25, // 13: gantry.driver.v1.PublishRequest.ports:type_name -> gantry.driver.v1.Port
+	19, // 14: gantry.driver.v1.DetachRequest.network:type_name -> gantry.driver.v1.NetworkSpec
+	48, // 15: gantry.driver.v1.VolumeSpec.options:type_name -> gantry.driver.v1.VolumeSpec.OptionsEntry
+	35, // 16: gantry.driver.v1.CreateVolumeRequest.volume:type_name -> gantry.driver.v1.VolumeSpec
+	35, // 17: gantry.driver.v1.DeleteVolumeRequest.volume:type_name -> gantry.driver.v1.VolumeSpec
+	35, // 18: gantry.driver.v1.MountRequest.volume:type_name -> gantry.driver.v1.VolumeSpec
+	49, // 19: gantry.driver.v1.MountResponse.mount:type_name -> gantry.types.v1.Mount
+	35, // 20: gantry.driver.v1.UnmountRequest.volume:type_name -> gantry.driver.v1.VolumeSpec
+	0,  // 21: gantry.driver.v1.PluginService.Info:input_type -> gantry.driver.v1.InfoRequest
+	2,  // 22: gantry.driver.v1.PluginService.Configure:input_type -> gantry.driver.v1.ConfigureRequest
+	5,  // 23: gantry.driver.v1.SnapshotterService.Prepare:input_type -> gantry.driver.v1.PrepareRequest
+	7,  // 24: gantry.driver.v1.SnapshotterService.View:input_type -> gantry.driver.v1.ViewRequest
+	9,  // 25: gantry.driver.v1.SnapshotterService.Mounts:input_type -> gantry.driver.v1.MountsRequest
+	11, // 26: gantry.driver.v1.SnapshotterService.Commit:input_type -> gantry.driver.v1.CommitRequest
+	13, // 27: gantry.driver.v1.SnapshotterService.Remove:input_type -> gantry.driver.v1.RemoveRequest
+	15, // 28: gantry.driver.v1.SnapshotterService.Stat:input_type -> gantry.driver.v1.StatRequest
+	17, // 29: gantry.driver.v1.SnapshotterService.List:input_type -> gantry.driver.v1.ListRequest
+	20, // 30: gantry.driver.v1.NetworkDriverService.CreateNetwork:input_type -> gantry.driver.v1.CreateNetworkRequest
+	22, // 31: gantry.driver.v1.NetworkDriverService.DeleteNetwork:input_type -> gantry.driver.v1.DeleteNetworkRequest
+	24, // 32: gantry.driver.v1.NetworkDriverService.Attach:input_type -> gantry.driver.v1.AttachRequest
+	31, // 33: gantry.driver.v1.NetworkDriverService.Detach:input_type -> gantry.driver.v1.DetachRequest
+	26, // 34: gantry.driver.v1.NetworkDriverService.Publish:input_type -> gantry.driver.v1.PublishRequest
+	28, // 35: gantry.driver.v1.NetworkDriverService.ListEndpoints:input_type -> gantry.driver.v1.ListEndpointsRequest
+	36, // 36: gantry.driver.v1.VolumeBackendService.CreateVolume:input_type -> gantry.driver.v1.CreateVolumeRequest
+	38, // 37: gantry.driver.v1.VolumeBackendService.DeleteVolume:input_type -> gantry.driver.v1.DeleteVolumeRequest
+	40, // 38: gantry.driver.v1.VolumeBackendService.Mount:input_type -> gantry.driver.v1.MountRequest
+	42, // 39: gantry.driver.v1.VolumeBackendService.Unmount:input_type -> gantry.driver.v1.UnmountRequest
+	33, // 40: gantry.driver.v1.VolumeBackendService.ListVolumes:input_type -> gantry.driver.v1.ListVolumesRequest
+	1,  // 41: gantry.driver.v1.PluginService.Info:output_type -> gantry.driver.v1.InfoResponse
+	3,  // 42: gantry.driver.v1.PluginService.Configure:output_type -> gantry.driver.v1.ConfigureResponse
+	6,  // 43: gantry.driver.v1.SnapshotterService.Prepare:output_type -> gantry.driver.v1.PrepareResponse
+	8,  // 44: gantry.driver.v1.SnapshotterService.View:output_type -> gantry.driver.v1.ViewResponse
+	10, // 45: gantry.driver.v1.SnapshotterService.Mounts:output_type -> gantry.driver.v1.MountsResponse
+	12, // 46: gantry.driver.v1.SnapshotterService.Commit:output_type -> gantry.driver.v1.CommitResponse
+	14, // 47: gantry.driver.v1.SnapshotterService.Remove:output_type -> gantry.driver.v1.RemoveResponse
+	16, // 48: gantry.driver.v1.SnapshotterService.Stat:output_type -> gantry.driver.v1.StatResponse
+	18, // 49: gantry.driver.v1.SnapshotterService.List:output_type -> gantry.driver.v1.ListResponse
+	21, // 50: gantry.driver.v1.NetworkDriverService.CreateNetwork:output_type -> gantry.driver.v1.CreateNetworkResponse
+	23, // 51: gantry.driver.v1.NetworkDriverService.DeleteNetwork:output_type -> gantry.driver.v1.DeleteNetworkResponse
+	30, // 52: gantry.driver.v1.NetworkDriverService.Attach:output_type -> gantry.driver.v1.AttachResponse
+	32, // 53: gantry.driver.v1.NetworkDriverService.Detach:output_type -> gantry.driver.v1.DetachResponse
+	27, // 54: gantry.driver.v1.NetworkDriverService.Publish:output_type -> gantry.driver.v1.PublishResponse
+	29, // 55: gantry.driver.v1.NetworkDriverService.ListEndpoints:output_type -> gantry.driver.v1.ListEndpointsResponse
+	37, // 56: gantry.driver.v1.VolumeBackendService.CreateVolume:output_type -> gantry.driver.v1.CreateVolumeResponse
+	39, // 57: gantry.driver.v1.VolumeBackendService.DeleteVolume:output_type -> gantry.driver.v1.DeleteVolumeResponse
+	41, // 58: gantry.driver.v1.VolumeBackendService.Mount:output_type -> gantry.driver.v1.MountResponse
+	43, // 59: gantry.driver.v1.VolumeBackendService.Unmount:output_type -> gantry.driver.v1.UnmountResponse
+	34, // 60: gantry.driver.v1.VolumeBackendService.ListVolumes:output_type -> gantry.driver.v1.ListVolumesResponse
+	41, // [41:61] is the sub-list for method output_type
+	21, // [21:41] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_gantry_driver_v1_driver_proto_init() }
@@ -2774,7 +2788,7 @@ func file_gantry_driver_v1_driver_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_gantry_driver_v1_driver_proto_rawDesc), len(file_gantry_driver_v1_driver_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   48,
+			NumMessages:   49,
 			NumExtensions: 0,
 			NumServices:   4,
 		},
