@@ -9,6 +9,7 @@
 package containersv1
 
 import (
+	v11 "github.com/gantryd/gantry/proto/gantry/images/v1"
 	v1 "github.com/gantryd/gantry/proto/gantry/types/v1"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
@@ -141,6 +142,7 @@ const (
 	Phase_PHASE_STOPPING    Phase = 5
 	Phase_PHASE_EXITED      Phase = 6
 	Phase_PHASE_UNREACHABLE Phase = 7 // the shim does not answer; the process may live
+	Phase_PHASE_RESTARTING  Phase = 8 // exited; the restart policy starts it again
 )
 
 // Enum value maps for Phase.
@@ -154,6 +156,7 @@ var (
 		5: "PHASE_STOPPING",
 		6: "PHASE_EXITED",
 		7: "PHASE_UNREACHABLE",
+		8: "PHASE_RESTARTING",
 	}
 	Phase_value = map[string]int32{
 		"PHASE_UNSPECIFIED": 0,
@@ -164,6 +167,7 @@ var (
 		"PHASE_STOPPING":    5,
 		"PHASE_EXITED":      6,
 		"PHASE_UNREACHABLE": 7,
+		"PHASE_RESTARTING":  8,
 	}
 )
 
@@ -244,7 +248,7 @@ func (x VolumeMount_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use VolumeMount_Kind.Descriptor instead.
 func (VolumeMount_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{2, 0}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{3, 0}
 }
 
 // When is the condition.
@@ -294,7 +298,7 @@ func (x RestartPolicy_When) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use RestartPolicy_When.Descriptor instead.
 func (RestartPolicy_When) EnumDescriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{8, 0}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{9, 0}
 }
 
 // Until is what to wait for.
@@ -344,7 +348,7 @@ func (x WaitRequest_Until) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use WaitRequest_Until.Descriptor instead.
 func (WaitRequest_Until) EnumDescriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{29, 0}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{30, 0}
 }
 
 // Container is the API type, the domain type and the stored record.
@@ -355,6 +359,9 @@ type Container struct {
 	Wanted        Wanted                 `protobuf:"varint,3,opt,name=wanted,proto3,enum=gantry.containers.v1.Wanted" json:"wanted,omitempty"` // where it should be
 	Status        *Status                `protobuf:"bytes,4,opt,name=status,proto3" json:"status,omitempty"`                                   // where it is; written only by its keeper
 	WantedRun     uint64                 `protobuf:"varint,5,opt,name=wanted_run,json=wantedRun,proto3" json:"wanted_run,omitempty"`           // counts Start; a run is due while status.run is less
+	Origin        *Origin                `protobuf:"bytes,6,opt,name=origin,proto3" json:"origin,omitempty"`                                   // what spec.image meant at Create
+	Volumes       []*VolumeMount         `protobuf:"bytes,7,rep,name=volumes,proto3" json:"volumes,omitempty"`                                 // what is mounted: the spec's and the image's, every volume with a name
+	Command       []string               `protobuf:"bytes,8,rep,name=command,proto3" json:"command,omitempty"`                                 // what runs: entrypoint and arguments
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -424,6 +431,105 @@ func (x *Container) GetWantedRun() uint64 {
 	return 0
 }
 
+func (x *Container) GetOrigin() *Origin {
+	if x != nil {
+		return x.Origin
+	}
+	return nil
+}
+
+func (x *Container) GetVolumes() []*VolumeMount {
+	if x != nil {
+		return x.Volumes
+	}
+	return nil
+}
+
+func (x *Container) GetCommand() []string {
+	if x != nil {
+		return x.Command
+	}
+	return nil
+}
+
+// Origin is the image that a container was made from. The name may mean another image by now, and
+// the image may be gone.
+type Origin struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Image         string                 `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`                    // the full reference
+	ImageId       string                 `protobuf:"bytes,2,opt,name=image_id,json=imageId,proto3" json:"image_id,omitempty"` // digest of its configuration
+	ChainId       string                 `protobuf:"bytes,3,opt,name=chain_id,json=chainId,proto3" json:"chain_id,omitempty"` // the snapshot that the root filesystem stands on
+	Snapshotter   string                 `protobuf:"bytes,4,opt,name=snapshotter,proto3" json:"snapshotter,omitempty"`        // the driver that holds both
+	Config        *v11.Config            `protobuf:"bytes,5,opt,name=config,proto3" json:"config,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Origin) Reset() {
+	*x = Origin{}
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Origin) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Origin) ProtoMessage() {}
+
+func (x *Origin) ProtoReflect() protoreflect.Message {
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Origin.ProtoReflect.Descriptor instead.
+func (*Origin) Descriptor() ([]byte, []int) {
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Origin) GetImage() string {
+	if x != nil {
+		return x.Image
+	}
+	return ""
+}
+
+func (x *Origin) GetImageId() string {
+	if x != nil {
+		return x.ImageId
+	}
+	return ""
+}
+
+func (x *Origin) GetChainId() string {
+	if x != nil {
+		return x.ChainId
+	}
+	return ""
+}
+
+func (x *Origin) GetSnapshotter() string {
+	if x != nil {
+		return x.Snapshotter
+	}
+	return ""
+}
+
+func (x *Origin) GetConfig() *v11.Config {
+	if x != nil {
+		return x.Config
+	}
+	return nil
+}
+
 // Spec is what the user asked for. The daemon never edits it; what was filled in from the
 // image and the configuration is in the bundle.
 type Spec struct {
@@ -464,7 +570,7 @@ type Spec struct {
 
 func (x *Spec) Reset() {
 	*x = Spec{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[1]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -476,7 +582,7 @@ func (x *Spec) String() string {
 func (*Spec) ProtoMessage() {}
 
 func (x *Spec) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[1]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -489,7 +595,7 @@ func (x *Spec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Spec.ProtoReflect.Descriptor instead.
 func (*Spec) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{1}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Spec) GetImage() string {
@@ -718,7 +824,7 @@ type VolumeMount struct {
 
 func (x *VolumeMount) Reset() {
 	*x = VolumeMount{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[2]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -730,7 +836,7 @@ func (x *VolumeMount) String() string {
 func (*VolumeMount) ProtoMessage() {}
 
 func (x *VolumeMount) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[2]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -743,7 +849,7 @@ func (x *VolumeMount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeMount.ProtoReflect.Descriptor instead.
 func (*VolumeMount) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{2}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *VolumeMount) GetSource() string {
@@ -808,7 +914,7 @@ type NetworkAttachment struct {
 
 func (x *NetworkAttachment) Reset() {
 	*x = NetworkAttachment{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[3]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -820,7 +926,7 @@ func (x *NetworkAttachment) String() string {
 func (*NetworkAttachment) ProtoMessage() {}
 
 func (x *NetworkAttachment) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[3]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -833,7 +939,7 @@ func (x *NetworkAttachment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkAttachment.ProtoReflect.Descriptor instead.
 func (*NetworkAttachment) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{3}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *NetworkAttachment) GetNetwork() string {
@@ -878,7 +984,7 @@ type PortMapping struct {
 
 func (x *PortMapping) Reset() {
 	*x = PortMapping{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[4]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -890,7 +996,7 @@ func (x *PortMapping) String() string {
 func (*PortMapping) ProtoMessage() {}
 
 func (x *PortMapping) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[4]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -903,7 +1009,7 @@ func (x *PortMapping) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortMapping.ProtoReflect.Descriptor instead.
 func (*PortMapping) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{4}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *PortMapping) GetProtocol() string {
@@ -952,7 +1058,7 @@ type LogOptions struct {
 
 func (x *LogOptions) Reset() {
 	*x = LogOptions{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[5]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -964,7 +1070,7 @@ func (x *LogOptions) String() string {
 func (*LogOptions) ProtoMessage() {}
 
 func (x *LogOptions) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[5]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -977,7 +1083,7 @@ func (x *LogOptions) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogOptions.ProtoReflect.Descriptor instead.
 func (*LogOptions) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{5}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *LogOptions) GetMaxBytes() int64 {
@@ -1006,7 +1112,7 @@ type Rlimit struct {
 
 func (x *Rlimit) Reset() {
 	*x = Rlimit{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[6]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1018,7 +1124,7 @@ func (x *Rlimit) String() string {
 func (*Rlimit) ProtoMessage() {}
 
 func (x *Rlimit) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[6]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1031,7 +1137,7 @@ func (x *Rlimit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rlimit.ProtoReflect.Descriptor instead.
 func (*Rlimit) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{6}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Rlimit) GetName() string {
@@ -1067,7 +1173,7 @@ type Resources struct {
 
 func (x *Resources) Reset() {
 	*x = Resources{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[7]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1079,7 +1185,7 @@ func (x *Resources) String() string {
 func (*Resources) ProtoMessage() {}
 
 func (x *Resources) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[7]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1092,7 +1198,7 @@ func (x *Resources) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resources.ProtoReflect.Descriptor instead.
 func (*Resources) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{7}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Resources) GetMemoryBytes() int64 {
@@ -1127,7 +1233,7 @@ type RestartPolicy struct {
 
 func (x *RestartPolicy) Reset() {
 	*x = RestartPolicy{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[8]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1139,7 +1245,7 @@ func (x *RestartPolicy) String() string {
 func (*RestartPolicy) ProtoMessage() {}
 
 func (x *RestartPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[8]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1152,7 +1258,7 @@ func (x *RestartPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartPolicy.ProtoReflect.Descriptor instead.
 func (*RestartPolicy) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{8}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *RestartPolicy) GetWhen() RestartPolicy_When {
@@ -1189,7 +1295,7 @@ type Status struct {
 
 func (x *Status) Reset() {
 	*x = Status{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[9]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1201,7 +1307,7 @@ func (x *Status) String() string {
 func (*Status) ProtoMessage() {}
 
 func (x *Status) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[9]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1214,7 +1320,7 @@ func (x *Status) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Status.ProtoReflect.Descriptor instead.
 func (*Status) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{9}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Status) GetPhase() Phase {
@@ -1307,7 +1413,7 @@ type Address struct {
 
 func (x *Address) Reset() {
 	*x = Address{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[10]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1319,7 +1425,7 @@ func (x *Address) String() string {
 func (*Address) ProtoMessage() {}
 
 func (x *Address) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[10]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1332,7 +1438,7 @@ func (x *Address) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Address.ProtoReflect.Descriptor instead.
 func (*Address) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{10}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Address) GetNetwork() string {
@@ -1375,7 +1481,7 @@ type CreateRequest struct {
 
 func (x *CreateRequest) Reset() {
 	*x = CreateRequest{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[11]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1387,7 +1493,7 @@ func (x *CreateRequest) String() string {
 func (*CreateRequest) ProtoMessage() {}
 
 func (x *CreateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[11]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1400,7 +1506,7 @@ func (x *CreateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateRequest.ProtoReflect.Descriptor instead.
 func (*CreateRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{11}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *CreateRequest) GetName() string {
@@ -1434,7 +1540,7 @@ type CreateResponse struct {
 
 func (x *CreateResponse) Reset() {
 	*x = CreateResponse{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[12]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1446,7 +1552,7 @@ func (x *CreateResponse) String() string {
 func (*CreateResponse) ProtoMessage() {}
 
 func (x *CreateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[12]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1459,7 +1565,7 @@ func (x *CreateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateResponse.ProtoReflect.Descriptor instead.
 func (*CreateResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{12}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *CreateResponse) GetContainer() *Container {
@@ -1479,7 +1585,7 @@ type GetRequest struct {
 
 func (x *GetRequest) Reset() {
 	*x = GetRequest{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[13]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1491,7 +1597,7 @@ func (x *GetRequest) String() string {
 func (*GetRequest) ProtoMessage() {}
 
 func (x *GetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[13]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1504,7 +1610,7 @@ func (x *GetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequest.ProtoReflect.Descriptor instead.
 func (*GetRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{13}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *GetRequest) GetRef() string {
@@ -1524,7 +1630,7 @@ type GetResponse struct {
 
 func (x *GetResponse) Reset() {
 	*x = GetResponse{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[14]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1536,7 +1642,7 @@ func (x *GetResponse) String() string {
 func (*GetResponse) ProtoMessage() {}
 
 func (x *GetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[14]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1549,7 +1655,7 @@ func (x *GetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetResponse.ProtoReflect.Descriptor instead.
 func (*GetResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{14}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *GetResponse) GetContainer() *Container {
@@ -1570,7 +1676,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[15]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1582,7 +1688,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[15]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1595,7 +1701,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{15}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ListRequest) GetFilters() []*v1.Filter {
@@ -1622,7 +1728,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[16]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1634,7 +1740,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[16]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1647,7 +1753,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{16}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ListResponse) GetContainer() *Container {
@@ -1669,7 +1775,7 @@ type RemoveRequest struct {
 
 func (x *RemoveRequest) Reset() {
 	*x = RemoveRequest{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[17]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1681,7 +1787,7 @@ func (x *RemoveRequest) String() string {
 func (*RemoveRequest) ProtoMessage() {}
 
 func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[17]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1694,7 +1800,7 @@ func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveRequest.ProtoReflect.Descriptor instead.
 func (*RemoveRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{17}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RemoveRequest) GetRef() string {
@@ -1727,7 +1833,7 @@ type RemoveResponse struct {
 
 func (x *RemoveResponse) Reset() {
 	*x = RemoveResponse{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[18]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1739,7 +1845,7 @@ func (x *RemoveResponse) String() string {
 func (*RemoveResponse) ProtoMessage() {}
 
 func (x *RemoveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[18]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1752,7 +1858,7 @@ func (x *RemoveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveResponse.ProtoReflect.Descriptor instead.
 func (*RemoveResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{18}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{19}
 }
 
 // StartRequest names a container.
@@ -1765,7 +1871,7 @@ type StartRequest struct {
 
 func (x *StartRequest) Reset() {
 	*x = StartRequest{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[19]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1777,7 +1883,7 @@ func (x *StartRequest) String() string {
 func (*StartRequest) ProtoMessage() {}
 
 func (x *StartRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[19]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1790,7 +1896,7 @@ func (x *StartRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartRequest.ProtoReflect.Descriptor instead.
 func (*StartRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{19}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *StartRequest) GetRef() string {
@@ -1810,7 +1916,7 @@ type StartResponse struct {
 
 func (x *StartResponse) Reset() {
 	*x = StartResponse{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[20]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1822,7 +1928,7 @@ func (x *StartResponse) String() string {
 func (*StartResponse) ProtoMessage() {}
 
 func (x *StartResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[20]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1835,7 +1941,7 @@ func (x *StartResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartResponse.ProtoReflect.Descriptor instead.
 func (*StartResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{20}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *StartResponse) GetContainer() *Container {
@@ -1856,7 +1962,7 @@ type StopRequest struct {
 
 func (x *StopRequest) Reset() {
 	*x = StopRequest{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[21]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1868,7 +1974,7 @@ func (x *StopRequest) String() string {
 func (*StopRequest) ProtoMessage() {}
 
 func (x *StopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[21]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1881,7 +1987,7 @@ func (x *StopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopRequest.ProtoReflect.Descriptor instead.
 func (*StopRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{21}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *StopRequest) GetRef() string {
@@ -1908,7 +2014,7 @@ type StopResponse struct {
 
 func (x *StopResponse) Reset() {
 	*x = StopResponse{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[22]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1920,7 +2026,7 @@ func (x *StopResponse) String() string {
 func (*StopResponse) ProtoMessage() {}
 
 func (x *StopResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[22]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1933,7 +2039,7 @@ func (x *StopResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopResponse.ProtoReflect.Descriptor instead.
 func (*StopResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{22}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *StopResponse) GetContainer() *Container {
@@ -1954,7 +2060,7 @@ type KillRequest struct {
 
 func (x *KillRequest) Reset() {
 	*x = KillRequest{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[23]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1966,7 +2072,7 @@ func (x *KillRequest) String() string {
 func (*KillRequest) ProtoMessage() {}
 
 func (x *KillRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[23]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1979,7 +2085,7 @@ func (x *KillRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KillRequest.ProtoReflect.Descriptor instead.
 func (*KillRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{23}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *KillRequest) GetRef() string {
@@ -2005,7 +2111,7 @@ type KillResponse struct {
 
 func (x *KillResponse) Reset() {
 	*x = KillResponse{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[24]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2017,7 +2123,7 @@ func (x *KillResponse) String() string {
 func (*KillResponse) ProtoMessage() {}
 
 func (x *KillResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[24]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2030,7 +2136,7 @@ func (x *KillResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KillResponse.ProtoReflect.Descriptor instead.
 func (*KillResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{24}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{25}
 }
 
 // PauseRequest names a container.
@@ -2043,7 +2149,7 @@ type PauseRequest struct {
 
 func (x *PauseRequest) Reset() {
 	*x = PauseRequest{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[25]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2055,7 +2161,7 @@ func (x *PauseRequest) String() string {
 func (*PauseRequest) ProtoMessage() {}
 
 func (x *PauseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[25]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2068,7 +2174,7 @@ func (x *PauseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseRequest.ProtoReflect.Descriptor instead.
 func (*PauseRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{25}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *PauseRequest) GetRef() string {
@@ -2087,7 +2193,7 @@ type PauseResponse struct {
 
 func (x *PauseResponse) Reset() {
 	*x = PauseResponse{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[26]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2099,7 +2205,7 @@ func (x *PauseResponse) String() string {
 func (*PauseResponse) ProtoMessage() {}
 
 func (x *PauseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[26]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2112,7 +2218,7 @@ func (x *PauseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseResponse.ProtoReflect.Descriptor instead.
 func (*PauseResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{26}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{27}
 }
 
 // ResumeRequest names a container.
@@ -2125,7 +2231,7 @@ type ResumeRequest struct {
 
 func (x *ResumeRequest) Reset() {
 	*x = ResumeRequest{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[27]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2137,7 +2243,7 @@ func (x *ResumeRequest) String() string {
 func (*ResumeRequest) ProtoMessage() {}
 
 func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[27]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2150,7 +2256,7 @@ func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeRequest.ProtoReflect.Descriptor instead.
 func (*ResumeRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{27}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ResumeRequest) GetRef() string {
@@ -2169,7 +2275,7 @@ type ResumeResponse struct {
 
 func (x *ResumeResponse) Reset() {
 	*x = ResumeResponse{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[28]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2181,7 +2287,7 @@ func (x *ResumeResponse) String() string {
 func (*ResumeResponse) ProtoMessage() {}
 
 func (x *ResumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[28]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2194,7 +2300,7 @@ func (x *ResumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeResponse.ProtoReflect.Descriptor instead.
 func (*ResumeResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{28}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{29}
 }
 
 // WaitRequest names a container.
@@ -2208,7 +2314,7 @@ type WaitRequest struct {
 
 func (x *WaitRequest) Reset() {
 	*x = WaitRequest{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[29]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2220,7 +2326,7 @@ func (x *WaitRequest) String() string {
 func (*WaitRequest) ProtoMessage() {}
 
 func (x *WaitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[29]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2233,7 +2339,7 @@ func (x *WaitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitRequest.ProtoReflect.Descriptor instead.
 func (*WaitRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{29}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *WaitRequest) GetRef() string {
@@ -2260,7 +2366,7 @@ type WaitResponse struct {
 
 func (x *WaitResponse) Reset() {
 	*x = WaitResponse{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[30]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2272,7 +2378,7 @@ func (x *WaitResponse) String() string {
 func (*WaitResponse) ProtoMessage() {}
 
 func (x *WaitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[30]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2285,7 +2391,7 @@ func (x *WaitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitResponse.ProtoReflect.Descriptor instead.
 func (*WaitResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{30}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *WaitResponse) GetExit() *v1.Exit {
@@ -2309,7 +2415,7 @@ type AttachRequest struct {
 
 func (x *AttachRequest) Reset() {
 	*x = AttachRequest{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[31]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2321,7 +2427,7 @@ func (x *AttachRequest) String() string {
 func (*AttachRequest) ProtoMessage() {}
 
 func (x *AttachRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[31]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2334,7 +2440,7 @@ func (x *AttachRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachRequest.ProtoReflect.Descriptor instead.
 func (*AttachRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{31}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *AttachRequest) GetMessage() isAttachRequest_Message {
@@ -2392,7 +2498,7 @@ type AttachStart struct {
 
 func (x *AttachStart) Reset() {
 	*x = AttachStart{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[32]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2404,7 +2510,7 @@ func (x *AttachStart) String() string {
 func (*AttachStart) ProtoMessage() {}
 
 func (x *AttachStart) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[32]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2417,7 +2523,7 @@ func (x *AttachStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachStart.ProtoReflect.Descriptor instead.
 func (*AttachStart) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{32}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *AttachStart) GetRef() string {
@@ -2465,7 +2571,7 @@ type AttachResponse struct {
 
 func (x *AttachResponse) Reset() {
 	*x = AttachResponse{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[33]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2477,7 +2583,7 @@ func (x *AttachResponse) String() string {
 func (*AttachResponse) ProtoMessage() {}
 
 func (x *AttachResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[33]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2490,7 +2596,7 @@ func (x *AttachResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachResponse.ProtoReflect.Descriptor instead.
 func (*AttachResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{33}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *AttachResponse) GetOutput() *v1.ProcessOutput {
@@ -2514,7 +2620,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[34]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2526,7 +2632,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[34]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2539,7 +2645,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{34}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ExecRequest) GetMessage() isExecRequest_Message {
@@ -2601,7 +2707,7 @@ type ExecStart struct {
 
 func (x *ExecStart) Reset() {
 	*x = ExecStart{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[35]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2613,7 +2719,7 @@ func (x *ExecStart) String() string {
 func (*ExecStart) ProtoMessage() {}
 
 func (x *ExecStart) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[35]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2626,7 +2732,7 @@ func (x *ExecStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStart.ProtoReflect.Descriptor instead.
 func (*ExecStart) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{35}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ExecStart) GetRef() string {
@@ -2702,7 +2808,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[36]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2714,7 +2820,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[36]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2727,7 +2833,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{36}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ExecResponse) GetOutput() *v1.ProcessOutput {
@@ -2753,7 +2859,7 @@ type LogsRequest struct {
 
 func (x *LogsRequest) Reset() {
 	*x = LogsRequest{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[37]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2765,7 +2871,7 @@ func (x *LogsRequest) String() string {
 func (*LogsRequest) ProtoMessage() {}
 
 func (x *LogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[37]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2778,7 +2884,7 @@ func (x *LogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsRequest.ProtoReflect.Descriptor instead.
 func (*LogsRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{37}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *LogsRequest) GetRef() string {
@@ -2840,7 +2946,7 @@ type LogsResponse struct {
 
 func (x *LogsResponse) Reset() {
 	*x = LogsResponse{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[38]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2852,7 +2958,7 @@ func (x *LogsResponse) String() string {
 func (*LogsResponse) ProtoMessage() {}
 
 func (x *LogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[38]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2865,7 +2971,7 @@ func (x *LogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsResponse.ProtoReflect.Descriptor instead.
 func (*LogsResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{38}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *LogsResponse) GetRecords() []*LogRecord {
@@ -2890,7 +2996,7 @@ type LogRecord struct {
 
 func (x *LogRecord) Reset() {
 	*x = LogRecord{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[39]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2902,7 +3008,7 @@ func (x *LogRecord) String() string {
 func (*LogRecord) ProtoMessage() {}
 
 func (x *LogRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[39]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2915,7 +3021,7 @@ func (x *LogRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogRecord.ProtoReflect.Descriptor instead.
 func (*LogRecord) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{39}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *LogRecord) GetAt() *timestamppb.Timestamp {
@@ -2964,14 +3070,23 @@ var File_gantry_containers_v1_containers_proto protoreflect.FileDescriptor
 
 const file_gantry_containers_v1_containers_proto_rawDesc = "" +
 	"\n" +
-	"%gantry/containers/v1/containers.proto\x12\x14gantry.containers.v1\x1a\x1bgantry/types/v1/types.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf1\x01\n" +
+	"%gantry/containers/v1/containers.proto\x12\x14gantry.containers.v1\x1a\x1dgantry/images/v1/images.proto\x1a\x1bgantry/types/v1/types.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xfe\x02\n" +
 	"\tContainer\x12)\n" +
 	"\x04meta\x18\x01 \x01(\v2\x15.gantry.types.v1.MetaR\x04meta\x12.\n" +
 	"\x04spec\x18\x02 \x01(\v2\x1a.gantry.containers.v1.SpecR\x04spec\x124\n" +
 	"\x06wanted\x18\x03 \x01(\x0e2\x1c.gantry.containers.v1.WantedR\x06wanted\x124\n" +
 	"\x06status\x18\x04 \x01(\v2\x1c.gantry.containers.v1.StatusR\x06status\x12\x1d\n" +
 	"\n" +
-	"wanted_run\x18\x05 \x01(\x04R\twantedRun\"\xff\b\n" +
+	"wanted_run\x18\x05 \x01(\x04R\twantedRun\x124\n" +
+	"\x06origin\x18\x06 \x01(\v2\x1c.gantry.containers.v1.OriginR\x06origin\x12;\n" +
+	"\avolumes\x18\a \x03(\v2!.gantry.containers.v1.VolumeMountR\avolumes\x12\x18\n" +
+	"\acommand\x18\b \x03(\tR\acommand\"\xa8\x01\n" +
+	"\x06Origin\x12\x14\n" +
+	"\x05image\x18\x01 \x01(\tR\x05image\x12\x19\n" +
+	"\bimage_id\x18\x02 \x01(\tR\aimageId\x12\x19\n" +
+	"\bchain_id\x18\x03 \x01(\tR\achainId\x12 \n" +
+	"\vsnapshotter\x18\x04 \x01(\tR\vsnapshotter\x120\n" +
+	"\x06config\x18\x05 \x01(\v2\x18.gantry.images.v1.ConfigR\x06config\"\xff\b\n" +
 	"\x04Spec\x12\x14\n" +
 	"\x05image\x18\x01 \x01(\tR\x05image\x12\x12\n" +
 	"\x04args\x18\x02 \x03(\tR\x04args\x12\x10\n" +
@@ -3183,7 +3298,7 @@ const file_gantry_containers_v1_containers_proto_rawDesc = "" +
 	"\x12WANTED_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eWANTED_STOPPED\x10\x01\x12\x12\n" +
 	"\x0eWANTED_RUNNING\x10\x02\x12\x12\n" +
-	"\x0eWANTED_REMOVED\x10\x03*\xa7\x01\n" +
+	"\x0eWANTED_REMOVED\x10\x03*\xbd\x01\n" +
 	"\x05Phase\x12\x15\n" +
 	"\x11PHASE_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rPHASE_CREATED\x10\x01\x12\x12\n" +
@@ -3192,7 +3307,8 @@ const file_gantry_containers_v1_containers_proto_rawDesc = "" +
 	"\fPHASE_PAUSED\x10\x04\x12\x12\n" +
 	"\x0ePHASE_STOPPING\x10\x05\x12\x10\n" +
 	"\fPHASE_EXITED\x10\x06\x12\x15\n" +
-	"\x11PHASE_UNREACHABLE\x10\a2\xbd\b\n" +
+	"\x11PHASE_UNREACHABLE\x10\a\x12\x14\n" +
+	"\x10PHASE_RESTARTING\x10\b2\xbd\b\n" +
 	"\x11ContainersService\x12S\n" +
 	"\x06Create\x12#.gantry.containers.v1.CreateRequest\x1a$.gantry.containers.v1.CreateResponse\x12J\n" +
 	"\x03Get\x12 .gantry.containers.v1.GetRequest\x1a!.gantry.containers.v1.GetResponse\x12O\n" +
@@ -3222,7 +3338,7 @@ func file_gantry_containers_v1_containers_proto_rawDescGZIP() []byte {
 }
 
 var file_gantry_containers_v1_containers_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_gantry_containers_v1_containers_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
+var file_gantry_containers_v1_containers_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
 var file_gantry_containers_v1_containers_proto_goTypes = []any{
 	(NetworkMode)(0),              // 0: gantry.containers.v1.NetworkMode
 	(Wanted)(0),                   // 1: gantry.containers.v1.Wanted
@@ -3231,130 +3347,135 @@ var file_gantry_containers_v1_containers_proto_goTypes = []any{
 	(RestartPolicy_When)(0),       // 4: gantry.containers.v1.RestartPolicy.When
 	(WaitRequest_Until)(0),        // 5: gantry.containers.v1.WaitRequest.Until
 	(*Container)(nil),             // 6: gantry.containers.v1.Container
-	(*Spec)(nil),                  // 7: gantry.containers.v1.Spec
-	(*VolumeMount)(nil),           // 8: gantry.containers.v1.VolumeMount
-	(*NetworkAttachment)(nil),     // 9: gantry.containers.v1.NetworkAttachment
-	(*PortMapping)(nil),           // 10: gantry.containers.v1.PortMapping
-	(*LogOptions)(nil),            // 11: gantry.containers.v1.LogOptions
-	(*Rlimit)(nil),                // 12: gantry.containers.v1.Rlimit
-	(*Resources)(nil),             // 13: gantry.containers.v1.Resources
-	(*RestartPolicy)(nil),         // 14: gantry.containers.v1.RestartPolicy
-	(*Status)(nil),                // 15: gantry.containers.v1.Status
-	(*Address)(nil),               // 16: gantry.containers.v1.Address
-	(*CreateRequest)(nil),         // 17: gantry.containers.v1.CreateRequest
-	(*CreateResponse)(nil),        // 18: gantry.containers.v1.CreateResponse
-	(*GetRequest)(nil),            // 19: gantry.containers.v1.GetRequest
-	(*GetResponse)(nil),           // 20: gantry.containers.v1.GetResponse
-	(*ListRequest)(nil),           // 21: gantry.containers.v1.ListRequest
-	(*ListResponse)(nil),          // 22: gantry.containers.v1.ListResponse
-	(*RemoveRequest)(nil),         // 23: gantry.containers.v1.RemoveRequest
-	(*RemoveResponse)(nil),        // 24: gantry.containers.v1.RemoveResponse
-	(*StartRequest)(nil),          // 25: gantry.containers.v1.StartRequest
-	(*StartResponse)(nil),         // 26: gantry.containers.v1.StartResponse
-	(*StopRequest)(nil),           // 27: gantry.containers.v1.StopRequest
-	(*StopResponse)(nil),          // 28: gantry.containers.v1.StopResponse
-	(*KillRequest)(nil),           // 29: gantry.containers.v1.KillRequest
-	(*KillResponse)(nil),          // 30: gantry.containers.v1.KillResponse
-	(*PauseRequest)(nil),          // 31: gantry.containers.v1.PauseRequest
-	(*PauseResponse)(nil),         // 32: gantry.containers.v1.PauseResponse
-	(*ResumeRequest)(nil),         // 33: gantry.containers.v1.ResumeRequest
-	(*ResumeResponse)(nil),        // 34: gantry.containers.v1.ResumeResponse
-	(*WaitRequest)(nil),           // 35: gantry.containers.v1.WaitRequest
-	(*WaitResponse)(nil),          // 36: gantry.containers.v1.WaitResponse
-	(*AttachRequest)(nil),         // 37: gantry.containers.v1.AttachRequest
-	(*AttachStart)(nil),           // 38: gantry.containers.v1.AttachStart
-	(*AttachResponse)(nil),        // 39: gantry.containers.v1.AttachResponse
-	(*ExecRequest)(nil),           // 40: gantry.containers.v1.ExecRequest
-	(*ExecStart)(nil),             // 41: gantry.containers.v1.ExecStart
-	(*ExecResponse)(nil),          // 42: gantry.containers.v1.ExecResponse
-	(*LogsRequest)(nil),           // 43: gantry.containers.v1.LogsRequest
-	(*LogsResponse)(nil),          // 44: gantry.containers.v1.LogsResponse
-	(*LogRecord)(nil),             // 45: gantry.containers.v1.LogRecord
-	nil,                           // 46: gantry.containers.v1.CreateRequest.LabelsEntry
-	(*v1.Meta)(nil),               // 47: gantry.types.v1.Meta
-	(*durationpb.Duration)(nil),   // 48: google.protobuf.Duration
-	(*v1.Exit)(nil),               // 49: gantry.types.v1.Exit
-	(*timestamppb.Timestamp)(nil), // 50: google.protobuf.Timestamp
-	(*v1.Filter)(nil),             // 51: gantry.types.v1.Filter
-	(*v1.ProcessInput)(nil),       // 52: gantry.types.v1.ProcessInput
-	(*v1.TerminalSize)(nil),       // 53: gantry.types.v1.TerminalSize
-	(*v1.ProcessOutput)(nil),      // 54: gantry.types.v1.ProcessOutput
+	(*Origin)(nil),                // 7: gantry.containers.v1.Origin
+	(*Spec)(nil),                  // 8: gantry.containers.v1.Spec
+	(*VolumeMount)(nil),           // 9: gantry.containers.v1.VolumeMount
+	(*NetworkAttachment)(nil),     // 10: gantry.containers.v1.NetworkAttachment
+	(*PortMapping)(nil),           // 11: gantry.containers.v1.PortMapping
+	(*LogOptions)(nil),            // 12: gantry.containers.v1.LogOptions
+	(*Rlimit)(nil),                // 13: gantry.containers.v1.Rlimit
+	(*Resources)(nil),             // 14: gantry.containers.v1.Resources
+	(*RestartPolicy)(nil),         // 15: gantry.containers.v1.RestartPolicy
+	(*Status)(nil),                // 16: gantry.containers.v1.Status
+	(*Address)(nil),               // 17: gantry.containers.v1.Address
+	(*CreateRequest)(nil),         // 18: gantry.containers.v1.CreateRequest
+	(*CreateResponse)(nil),        // 19: gantry.containers.v1.CreateResponse
+	(*GetRequest)(nil),            // 20: gantry.containers.v1.GetRequest
+	(*GetResponse)(nil),           // 21: gantry.containers.v1.GetResponse
+	(*ListRequest)(nil),           // 22: gantry.containers.v1.ListRequest
+	(*ListResponse)(nil),          // 23: gantry.containers.v1.ListResponse
+	(*RemoveRequest)(nil),         // 24: gantry.containers.v1.RemoveRequest
+	(*RemoveResponse)(nil),        // 25: gantry.containers.v1.RemoveResponse
+	(*StartRequest)(nil),          // 26: gantry.containers.v1.StartRequest
+	(*StartResponse)(nil),         // 27: gantry.containers.v1.StartResponse
+	(*StopRequest)(nil),           // 28: gantry.containers.v1.StopRequest
+	(*StopResponse)(nil),          // 29: gantry.containers.v1.StopResponse
+	(*KillRequest)(nil),           // 30: gantry.containers.v1.KillRequest
+	(*KillResponse)(nil),          // 31: gantry.containers.v1.KillResponse
+	(*PauseRequest)(nil),          // 32: gantry.containers.v1.PauseRequest
+	(*PauseResponse)(nil),         // 33: gantry.containers.v1.PauseResponse
+	(*ResumeRequest)(nil),         // 34: gantry.containers.v1.ResumeRequest
+	(*ResumeResponse)(nil),        // 35: gantry.containers.v1.ResumeResponse
+	(*WaitRequest)(nil),           // 36: gantry.containers.v1.WaitRequest
+	(*WaitResponse)(nil),          // 37: gantry.containers.v1.WaitResponse
+	(*AttachRequest)(nil),         // 38: gantry.containers.v1.AttachRequest
+	(*AttachStart)(nil),           // 39: gantry.containers.v1.AttachStart
+	(*AttachResponse)(nil),        // 40: gantry.containers.v1.AttachResponse
+	(*ExecRequest)(nil),           // 41: gantry.containers.v1.ExecRequest
+	(*ExecStart)(nil),             // 42: gantry.containers.v1.ExecStart
+	(*ExecResponse)(nil),          // 43: gantry.containers.v1.ExecResponse
+	(*LogsRequest)(nil),           // 44: gantry.containers.v1.LogsRequest
+	(*LogsResponse)(nil),          // 45: gantry.containers.v1.LogsResponse
+	(*LogRecord)(nil),             // 46: gantry.containers.v1.LogRecord
+	nil,                           // 47: gantry.containers.v1.CreateRequest.LabelsEntry
+	(*v1.Meta)(nil),               // 48: gantry.types.v1.Meta
+	(*v11.Config)(nil),            // 49: gantry.images.v1.Config
+	(*durationpb.Duration)(nil),   // 50: google.protobuf.Duration
+	(*v1.Exit)(nil),               // 51: gantry.types.v1.Exit
+	(*timestamppb.Timestamp)(nil), // 52: google.protobuf.Timestamp
+	(*v1.Filter)(nil),             // 53: gantry.types.v1.Filter
+	(*v1.ProcessInput)(nil),       // 54: gantry.types.v1.ProcessInput
+	(*v1.TerminalSize)(nil),       // 55: gantry.types.v1.TerminalSize
+	(*v1.ProcessOutput)(nil),      // 56: gantry.types.v1.ProcessOutput
 }
 var file_gantry_containers_v1_containers_proto_depIdxs = []int32{
-	47, // 0: gantry.containers.v1.Container.meta:type_name -> gantry.types.v1.Meta
-	7,  // 1: gantry.containers.v1.Container.spec:type_name -> gantry.containers.v1.Spec
+	48, // 0: gantry.containers.v1.Container.meta:type_name -> gantry.types.v1.Meta
+	8,  // 1: gantry.containers.v1.Container.spec:type_name -> gantry.containers.v1.Spec
 	1,  // 2: gantry.containers.v1.Container.wanted:type_name -> gantry.containers.v1.Wanted
-	15, // 3: gantry.containers.v1.Container.status:type_name -> gantry.containers.v1.Status
-	8,  // 4: gantry.containers.v1.Spec.volumes:type_name -> gantry.containers.v1.VolumeMount
-	9,  // 5: gantry.containers.v1.Spec.networks:type_name -> gantry.containers.v1.NetworkAttachment
-	13, // 6: gantry.containers.v1.Spec.resources:type_name -> gantry.containers.v1.Resources
-	14, // 7: gantry.containers.v1.Spec.restart:type_name -> gantry.containers.v1.RestartPolicy
-	48, // 8: gantry.containers.v1.Spec.stop_grace:type_name -> google.protobuf.Duration
-	0,  // 9: gantry.containers.v1.Spec.network_mode:type_name -> gantry.containers.v1.NetworkMode
-	10, // 10: gantry.containers.v1.Spec.ports:type_name -> gantry.containers.v1.PortMapping
-	11, // 11: gantry.containers.v1.Spec.log:type_name -> gantry.containers.v1.LogOptions
-	12, // 12: gantry.containers.v1.Spec.rlimits:type_name -> gantry.containers.v1.Rlimit
-	3,  // 13: gantry.containers.v1.VolumeMount.kind:type_name -> gantry.containers.v1.VolumeMount.Kind
-	4,  // 14: gantry.containers.v1.RestartPolicy.when:type_name -> gantry.containers.v1.RestartPolicy.When
-	2,  // 15: gantry.containers.v1.Status.phase:type_name -> gantry.containers.v1.Phase
-	49, // 16: gantry.containers.v1.Status.exit:type_name -> gantry.types.v1.Exit
-	50, // 17: gantry.containers.v1.Status.started_at:type_name -> google.protobuf.Timestamp
-	10, // 18: gantry.containers.v1.Status.ports:type_name -> gantry.containers.v1.PortMapping
-	16, // 19: gantry.containers.v1.Status.addresses:type_name -> gantry.containers.v1.Address
-	46, // 20: gantry.containers.v1.CreateRequest.labels:type_name -> gantry.containers.v1.CreateRequest.LabelsEntry
-	7,  // 21: gantry.containers.v1.CreateRequest.spec:type_name -> gantry.containers.v1.Spec
-	6,  // 22: gantry.containers.v1.CreateResponse.container:type_name -> gantry.containers.v1.Container
-	6,  // 23: gantry.containers.v1.GetResponse.container:type_name -> gantry.containers.v1.Container
-	51, // 24: gantry.containers.v1.ListRequest.filters:type_name -> gantry.types.v1.Filter
-	6,  // 25: gantry.containers.v1.ListResponse.container:type_name -> gantry.containers.v1.Container
-	6,  // 26: gantry.containers.v1.StartResponse.container:type_name -> gantry.containers.v1.Container
-	48, // 27: gantry.containers.v1.StopRequest.grace:type_name -> google.protobuf.Duration
-	6,  // 28: gantry.containers.v1.StopResponse.container:type_name -> gantry.containers.v1.Container
-	5,  // 29: gantry.containers.v1.WaitRequest.until:type_name -> gantry.containers.v1.WaitRequest.Until
-	49, // 30: gantry.containers.v1.WaitResponse.exit:type_name -> gantry.types.v1.Exit
-	38, // 31: gantry.containers.v1.AttachRequest.start:type_name -> gantry.containers.v1.AttachStart
-	52, // 32: gantry.containers.v1.AttachRequest.input:type_name -> gantry.types.v1.ProcessInput
-	53, // 33: gantry.containers.v1.AttachStart.size:type_name -> gantry.types.v1.TerminalSize
-	54, // 34: gantry.containers.v1.AttachResponse.output:type_name -> gantry.types.v1.ProcessOutput
-	41, // 35: gantry.containers.v1.ExecRequest.start:type_name -> gantry.containers.v1.ExecStart
-	52, // 36: gantry.containers.v1.ExecRequest.input:type_name -> gantry.types.v1.ProcessInput
-	53, // 37: gantry.containers.v1.ExecStart.size:type_name -> gantry.types.v1.TerminalSize
-	54, // 38: gantry.containers.v1.ExecResponse.output:type_name -> gantry.types.v1.ProcessOutput
-	50, // 39: gantry.containers.v1.LogsRequest.since:type_name -> google.protobuf.Timestamp
-	50, // 40: gantry.containers.v1.LogsRequest.until:type_name -> google.protobuf.Timestamp
-	45, // 41: gantry.containers.v1.LogsResponse.records:type_name -> gantry.containers.v1.LogRecord
-	50, // 42: gantry.containers.v1.LogRecord.at:type_name -> google.protobuf.Timestamp
-	17, // 43: gantry.containers.v1.ContainersService.Create:input_type -> gantry.containers.v1.CreateRequest
-	19, // 44: gantry.containers.v1.ContainersService.Get:input_type -> gantry.containers.v1.GetRequest
-	21, // 45: gantry.containers.v1.ContainersService.List:input_type -> gantry.containers.v1.ListRequest
-	23, // 46: gantry.containers.v1.ContainersService.Remove:input_type -> gantry.containers.v1.RemoveRequest
-	25, // 47: gantry.containers.v1.ContainersService.Start:input_type -> gantry.containers.v1.StartRequest
-	27, // 48: gantry.containers.v1.ContainersService.Stop:input_type -> gantry.containers.v1.StopRequest
-	29, // 49: gantry.containers.v1.ContainersService.Kill:input_type -> gantry.containers.v1.KillRequest
-	31, // 50: gantry.containers.v1.ContainersService.Pause:input_type -> gantry.containers.v1.PauseRequest
-	33, // 51: gantry.containers.v1.ContainersService.Resume:input_type -> gantry.containers.v1.ResumeRequest
-	35, // 52: gantry.containers.v1.ContainersService.Wait:input_type -> gantry.containers.v1.WaitRequest
-	37, // 53: gantry.containers.v1.ContainersService.Attach:input_type -> gantry.containers.v1.AttachRequest
-	40, // 54: gantry.containers.v1.ContainersService.Exec:input_type -> gantry.containers.v1.ExecRequest
-	43, // 55: gantry.containers.v1.ContainersService.Logs:input_type -> gantry.containers.v1.LogsRequest
-	18, // 56: gantry.containers.v1.ContainersService.Create:output_type -> gantry.containers.v1.CreateResponse
-	20, // 57: gantry.containers.v1.ContainersService.Get:output_type -> gantry.containers.v1.GetResponse
-	22, // 58: gantry.containers.v1.ContainersService.List:output_type -> gantry.containers.v1.ListResponse
-	24, // 59: gantry.containers.v1.ContainersService.Remove:output_type -> gantry.containers.v1.RemoveResponse
-	26, // 60: gantry.containers.v1.ContainersService.Start:output_type -> gantry.containers.v1.StartResponse
-	28, // 61: gantry.containers.v1.ContainersService.Stop:output_type -> gantry.containers.v1.StopResponse
-	30, // 62: gantry.containers.v1.ContainersService.Kill:output_type -> gantry.containers.v1.KillResponse
-	32, // 63: gantry.containers.v1.ContainersService.Pause:output_type -> gantry.containers.v1.PauseResponse
-	34, // 64: gantry.containers.v1.ContainersService.Resume:output_type -> gantry.containers.v1.ResumeResponse
-	36, // 65: gantry.containers.v1.ContainersService.Wait:output_type -> gantry.containers.v1.WaitResponse
-	39, // 66: gantry.containers.v1.ContainersService.Attach:output_type -> gantry.containers.v1.AttachResponse
-	42, // 67: gantry.containers.v1.ContainersService.Exec:output_type -> gantry.containers.v1.ExecResponse
-	44, // 68: gantry.containers.v1.ContainersService.Logs:output_type -> gantry.containers.v1.LogsResponse
-	56, // [56:69] is the sub-list for method output_type
-	43, // [43:56] is the sub-list for method input_type
-	43, // [43:43] is the sub-list for extension type_name
-	43, // [43:43] is the sub-list for extension extendee
-	0,  // [0:43] is the sub-list for field type_name
+	16, // 3: gantry.containers.v1.Container.status:type_name -> gantry.containers.v1.Status
+	7,  // 4: gantry.containers.v1.Container.origin:type_name -> gantry.containers.v1.Origin
+	9,  // 5: gantry.containers.v1.Container.volumes:type_name -> gantry.containers.v1.VolumeMount
+	49, // 6: gantry.containers.v1.Origin.config:type_name -> gantry.images.v1.Config
+	9,  // 7: gantry.containers.v1.Spec.volumes:type_name -> gantry.containers.v1.VolumeMount
+	10, // 8: gantry.containers.v1.Spec.networks:type_name -> gantry.containers.v1.NetworkAttachment
+	14, // 9: gantry.containers.v1.Spec.resources:type_name -> gantry.containers.v1.Resources
+	15, // 10: gantry.containers.v1.Spec.restart:type_name -> gantry.containers.v1.RestartPolicy
+	50, // 11: gantry.containers.v1.Spec.stop_grace:type_name -> google.protobuf.Duration
+	0,  // 12: gantry.containers.v1.Spec.network_mode:type_name -> gantry.containers.v1.NetworkMode
+	11, // 13: gantry.containers.v1.Spec.ports:type_name -> gantry.containers.v1.PortMapping
+	12, // 14: gantry.containers.v1.Spec.log:type_name -> gantry.containers.v1.LogOptions
+	13, // 15: gantry.containers.v1.Spec.rlimits:type_name -> gantry.containers.v1.Rlimit
+	3,  // 16: gantry.containers.v1.VolumeMount.kind:type_name -> gantry.containers.v1.VolumeMount.Kind
+	4,  // 17: gantry.containers.v1.RestartPolicy.when:type_name -> gantry.containers.v1.RestartPolicy.When
+	2,  // 18: gantry.containers.v1.Status.phase:type_name -> gantry.containers.v1.Phase
+	51, // 19: gantry.containers.v1.Status.exit:type_name -> gantry.types.v1.Exit
+	52, // 20: gantry.containers.v1.Status.started_at:type_name -> google.protobuf.Timestamp
+	11, // 21: gantry.containers.v1.Status.ports:type_name -> gantry.containers.v1.PortMapping
+	17, // 22: gantry.containers.v1.Status.addresses:type_name -> gantry.containers.v1.Address
+	47, // 23: gantry.containers.v1.CreateRequest.labels:type_name -> gantry.containers.v1.CreateRequest.LabelsEntry
+	8,  // 24: gantry.containers.v1.CreateRequest.spec:type_name -> gantry.containers.v1.Spec
+	6,  // 25: gantry.containers.v1.CreateResponse.container:type_name -> gantry.containers.v1.Container
+	6,  // 26: gantry.containers.v1.GetResponse.container:type_name -> gantry.containers.v1.Container
+	53, // 27: gantry.containers.v1.ListRequest.filters:type_name -> gantry.types.v1.Filter
+	6,  // 28: gantry.containers.v1.ListResponse.container:type_name -> gantry.containers.v1.Container
+	6,  // 29: gantry.containers.v1.StartResponse.container:type_name -> gantry.containers.v1.Container
+	50, // 30: gantry.containers.v1.StopRequest.grace:type_name -> google.protobuf.Duration
+	6,  // 31: gantry.containers.v1.StopResponse.container:type_name -> gantry.containers.v1.Container
+	5,  // 32: gantry.containers.v1.WaitRequest.until:type_name -> gantry.containers.v1.WaitRequest.Until
+	51, // 33: gantry.containers.v1.WaitResponse.exit:type_name -> gantry.types.v1.Exit
+	39, // 34: gantry.containers.v1.AttachRequest.start:type_name -> gantry.containers.v1.AttachStart
+	54, // 35: gantry.containers.v1.AttachRequest.input:type_name -> gantry.types.v1.ProcessInput
+	55, // 36: gantry.containers.v1.AttachStart.size:type_name -> gantry.types.v1.TerminalSize
+	56, // 37: gantry.containers.v1.AttachResponse.output:type_name -> gantry.types.v1.ProcessOutput
+	42, // 38: gantry.containers.v1.ExecRequest.start:type_name -> gantry.containers.v1.ExecStart
+	54, // 39: gantry.containers.v1.ExecRequest.input:type_name -> gantry.types.v1.ProcessInput
+	55, // 40: gantry.containers.v1.ExecStart.size:type_name -> gantry.types.v1.TerminalSize
+	56, // 41: gantry.containers.v1.ExecResponse.output:type_name -> gantry.types.v1.ProcessOutput
+	52, // 42: gantry.containers.v1.LogsRequest.since:type_name -> google.protobuf.Timestamp
+	52, // 43: gantry.containers.v1.LogsRequest.until:type_name -> google.protobuf.Timestamp
+	46, // 44: gantry.containers.v1.LogsResponse.records:type_name -> gantry.containers.v1.LogRecord
+	52, // 45: gantry.containers.v1.LogRecord.at:type_name -> google.protobuf.Timestamp
+	18, // 46: gantry.containers.v1.ContainersService.Create:input_type -> gantry.containers.v1.CreateRequest
+	20, // 47: gantry.containers.v1.ContainersService.Get:input_type -> gantry.containers.v1.GetRequest
+	22, // 48: gantry.containers.v1.ContainersService.List:input_type -> gantry.containers.v1.ListRequest
+	24, // 49: gantry.containers.v1.ContainersService.Remove:input_type -> gantry.containers.v1.RemoveRequest
+	26, // 50: gantry.containers.v1.ContainersService.Start:input_type -> gantry.containers.v1.StartRequest
+	28, // 51: gantry.containers.v1.ContainersService.Stop:input_type -> gantry.containers.v1.StopRequest
+	30, // 52: gantry.containers.v1.ContainersService.Kill:input_type -> gantry.containers.v1.KillRequest
+	32, // 53: gantry.containers.v1.ContainersService.Pause:input_type -> gantry.containers.v1.PauseRequest
+	34, // 54: gantry.containers.v1.ContainersService.Resume:input_type -> gantry.containers.v1.ResumeRequest
+	36, // 55: gantry.containers.v1.ContainersService.Wait:input_type -> gantry.containers.v1.WaitRequest
+	38, // 56: gantry.containers.v1.ContainersService.Attach:input_type -> gantry.containers.v1.AttachRequest
+	41, // 57: gantry.containers.v1.ContainersService.Exec:input_type -> gantry.containers.v1.ExecRequest
+	44, // 58: gantry.containers.v1.ContainersService.Logs:input_type -> gantry.containers.v1.LogsRequest
+	19, // 59: gantry.containers.v1.ContainersService.Create:output_type -> gantry.containers.v1.CreateResponse
+	21, // 60: gantry.containers.v1.ContainersService.Get:output_type -> gantry.containers.v1.GetResponse
+	23, // 61: gantry.containers.v1.ContainersService.List:output_type -> gantry.containers.v1.ListResponse
+	25, // 62: gantry.containers.v1.ContainersService.Remove:output_type -> gantry.containers.v1.RemoveResponse
+	27, // 63: gantry.containers.v1.ContainersService.Start:output_type -> gantry.containers.v1.StartResponse
+	29, // 64: gantry.containers.v1.ContainersService.Stop:output_type -> gantry.containers.v1.StopResponse
+	31, // 65: gantry.containers.v1.ContainersService.Kill:output_type -> gantry.containers.v1.KillResponse
+	33, // 66: gantry.containers.v1.ContainersService.Pause:output_type -> gantry.containers.v1.PauseResponse
+	35, // 67: gantry.containers.v1.ContainersService.Resume:output_type -> gantry.containers.v1.ResumeResponse
+	37, // 68: gantry.containers.v1.ContainersService.Wait:output_type -> gantry.containers.v1.WaitResponse
+	40, // 69: gantry.containers.v1.ContainersService.Attach:output_type -> gantry.containers.v1.AttachResponse
+	43, // 70: gantry.containers.v1.ContainersService.Exec:output_type -> gantry.containers.v1.ExecResponse
+	45, // 71: gantry.containers.v1.ContainersService.Logs:output_type -> gantry.containers.v1.LogsResponse
+	59, // [59:72] is the sub-list for method output_type
+	46, // [46:59] is the sub-list for method input_type
+	46, // [46:46] is the sub-list for extension type_name
+	46, // [46:46] is the sub-list for extension extendee
+	0,  // [0:46] is the sub-list for field type_name
 }
 
 func init() { file_gantry_containers_v1_containers_proto_init() }
@@ -3362,11 +3483,11 @@ func file_gantry_containers_v1_containers_proto_init() {
 	if File_gantry_containers_v1_containers_proto != nil {
 		return
 	}
-	file_gantry_containers_v1_containers_proto_msgTypes[31].OneofWrappers = []any{
+	file_gantry_containers_v1_containers_proto_msgTypes[32].OneofWrappers = []any{
 		(*AttachRequest_Start)(nil),
 		(*AttachRequest_Input)(nil),
 	}
-	file_gantry_containers_v1_containers_proto_msgTypes[34].OneofWrappers = []any{
+	file_gantry_containers_v1_containers_proto_msgTypes[35].OneofWrappers = []any{
 		(*ExecRequest_Start)(nil),
 		(*ExecRequest_Input)(nil),
 	}
@@ -3376,7 +3497,7 @@ func file_gantry_containers_v1_containers_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_gantry_containers_v1_containers_proto_rawDesc), len(file_gantry_containers_v1_containers_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   41,
+			NumMessages:   42,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
