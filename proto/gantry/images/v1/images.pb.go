@@ -145,7 +145,7 @@ func (x *Image) GetLayers() []*Layer {
 // Layer is one layer of an image.
 type Layer struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Descriptor_   *v1.Descriptor         `protobuf:"bytes,1,opt,name=descriptor,proto3" json:"descriptor,omitempty"`                // as it travels
+	Blob          *v1.Descriptor         `protobuf:"bytes,1,opt,name=blob,proto3" json:"blob,omitempty"`                            // as it travels
 	DiffId        string                 `protobuf:"bytes,2,opt,name=diff_id,json=diffId,proto3" json:"diff_id,omitempty"`          // digest of the tar in it
 	ChainId       string                 `protobuf:"bytes,3,opt,name=chain_id,json=chainId,proto3" json:"chain_id,omitempty"`       // of this layer and all below it
 	Bytes         int64                  `protobuf:"varint,4,opt,name=bytes,proto3" json:"bytes,omitempty"`                         // of the tar in it
@@ -184,9 +184,9 @@ func (*Layer) Descriptor() ([]byte, []int) {
 	return file_gantry_images_v1_images_proto_rawDescGZIP(), []int{1}
 }
 
-func (x *Layer) GetDescriptor_() *v1.Descriptor {
+func (x *Layer) GetBlob() *v1.Descriptor {
 	if x != nil {
-		return x.Descriptor_
+		return x.Blob
 	}
 	return nil
 }
@@ -981,11 +981,9 @@ const file_gantry_images_v1_images_proto_rawDesc = "" +
 	"\x11config_descriptor\x18\b \x01(\v2\x1b.gantry.types.v1.DescriptorR\x10configDescriptor\x12\x14\n" +
 	"\x05bytes\x18\t \x01(\x03R\x05bytes\x12/\n" +
 	"\x06layers\x18\n" +
-	" \x03(\v2\x17.gantry.images.v1.LayerR\x06layers\"\xad\x01\n" +
-	"\x05Layer\x12;\n" +
-	"\n" +
-	"descriptor\x18\x01 \x01(\v2\x1b.gantry.types.v1.DescriptorR\n" +
-	"descriptor\x12\x17\n" +
+	" \x03(\v2\x17.gantry.images.v1.LayerR\x06layers\"\xa1\x01\n" +
+	"\x05Layer\x12/\n" +
+	"\x04blob\x18\x01 \x01(\v2\x1b.gantry.types.v1.DescriptorR\x04blob\x12\x17\n" +
 	"\adiff_id\x18\x02 \x01(\tR\x06diffId\x12\x19\n" +
 	"\bchain_id\x18\x03 \x01(\tR\achainId\x12\x14\n" +
 	"\x05bytes\x18\x04 \x01(\x03R\x05bytes\x12\x1d\n" +
@@ -1099,7 +1097,7 @@ var file_gantry_images_v1_images_proto_depIdxs = []int32{
 	16, // 3: gantry.images.v1.Image.manifest:type_name -> gantry.types.v1.Descriptor
 	16, // 4: gantry.images.v1.Image.config_descriptor:type_name -> gantry.types.v1.Descriptor
 	1,  // 5: gantry.images.v1.Image.layers:type_name -> gantry.images.v1.Layer
-	16, // 6: gantry.images.v1.Layer.descriptor:type_name -> gantry.types.v1.Descriptor
+	16, // 6: gantry.images.v1.Layer.blob:type_name -> gantry.types.v1.Descriptor
 	14, // 7: gantry.images.v1.Config.labels:type_name -> gantry.images.v1.Config.LabelsEntry
 	17, // 8: gantry.images.v1.Config.created_at:type_name -> google.protobuf.Timestamp
 	4,  // 9: gantry.images.v1.PullRequest.auth:type_name -> gantry.images.v1.Auth

@@ -1,0 +1,270 @@
+package containers
+
+import (
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/docker/go-units"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/gantryd/gantry/ctl/cli"
+	containersv1 "github.com/gantryd/gantry/proto/gantry/containers/v1"
+)
+
+// specFlags is what create and run have in common: the words of docker's own flags.
+type specFlags struct {
+	name, user, workdir, entrypoint, hostname, domainname, network, memory, cpus string
+	restart, stopSignal, snapshotter, pull, runtime, platform, cidfile           string
+	stopTimeout                                                                  int
+	interactive, tty, init, remove, readOnly, quiet                              bool
+	pids                                                                         int64
+	env, envFiles, labels, volumes, mounts, tmpfs, publish, logOpts, ulimits     []string
+	hosts, dns, security                                                         []string
+}
+
+// add declares the flags.
+func (f *specFlags) add(fs *pflag.FlagSet) {
+	fs.SetInterspersed(false)
+	fs.Bool("help", false, "help for this command") // without cobra's -h, which is --hostname here
+	fs.StringVar(&f.name, "name", "", "name of the container; one is made up if not given")
+	fs.BoolVarP(&f.interactive, "interactive", "i", false, "keep stdin open")
+	fs.BoolVarP(&f.tty, "tty", "t", false, "give the process a terminal")
+	fs.BoolVar(&f.remove, "rm", false, "remove the container when it has exited")
+	fs.StringArrayVarP(&f.env, "env", "e", nil, "set a variable: KEY=VALUE, or KEY to pass on this shell's")
+	fs.StringArrayVar(&f.envFiles, "env-file", nil, "read variables from a file, one a line")
+	fs.StringArrayVarP(&f.labels, "label", "l", nil, "set a label: key=value")
+	fs.StringVarP(&f.workdir, "workdir", "w", "", "working directory in the container")
+	fs.StringVarP(&f.user, "user", "u", "", "name or uid, and group: name|uid[:group|gid]")
+	fs.StringVar(&f.entrypoint, "entrypoint", "", `run this instead of the image's entrypoint; "" for none`)
+	fs.StringVarP(&f.hostname, "hostname", "h", "", "host name in the container; the short id if not given")
+	fs.StringVar(&f.domainname, "domainname", "", "NIS domain name in the container")
+	fs.StringVarP(&f.memory, "memory", "m", "", "memory limit in bytes: 512m, 2g")
+	fs.StringVar(&f.cpus, "cpus", "", "how many processors it may use: 0.5, 2")
+	fs.Int64Var(&f.pids, "pids-limit", 0, "how many processes and threads it may have; -1 for no limit")
+	fs.StringArrayVarP(&f.volumes, "volume", "v", nil, "mount a host path or a volume: SOURCE:PATH[:ro]")
+	fs.StringArrayVar(&f.mounts, "mount", nil, "the same in words: type=bind|volume|tmpfs,source=,target=[,readonly]")
+	fs.StringArrayVar(&f.tmpfs, "tmpfs", nil, "mount memory: PATH[:size=64m,mode=1777]")
+	fs.StringVar(&f.network, "network", "", "network to join, none or host (default: the default network)")
+	fs.StringVar(&f.network, "net", "", "network to join")
+	_ = fs.MarkHidden("net")
+	fs.StringArrayVarP(&f.publish, "publish", "p", nil, "publish a port on the host: [[ADDRESS:]HOSTPORT:]PORT[/udp]")
+	fs.StringArrayVar(&f.logOpts, "log-opt", nil, "bound the log: max-size=10m (-1 keeps all), max-file=3")
+	fs.BoolVar(&f.init, "init", false, "run a small init as process 1, which reaps and forwards signals")
+	fs.StringVar(&f.restart, "restart", "no", "start it again: no, on-failure[:N], always, unless-stopped")
+	fs.StringVar(&f.stopSignal, "stop-signal", "", "signal that asks it to stop")
+	fs.IntVar(&f.stopTimeout, "stop-timeout", 0, "seconds between that signal and SIGKILL (default 10)")
+	fs.BoolVar(&f.readOnly, "read-only", false, "mount the root filesystem read-only")
+	fs.StringArrayVar(&f.ulimits, "ulimit", nil, "set a limit: nofile=1024:2048")
+	fs.StringArrayVar(&f.hosts, "add-host", nil, "add a line to /etc/hosts: name:address")
+	fs.StringArrayVar(&f.dns, "dns", nil, "use this nameserver")
+	fs.StringArrayVar(&f.security, "security-opt", nil, "no-new-privileges")
+	fs.StringVar(&f.snapshotter, "snapshotter", "", "storage driver (default: the daemon's)")
+	fs.StringVar(&f.runtime, "runtime", "", "what makes the process (default: native)")
+	fs.StringVar(&f.platform, "platform", "", "platform of the image, if it is pulled: os/arch[/variant]")
+	fs.StringVar(&f.pull, "pull", "missing", "pull the image first: always, missing, never")
+	fs.StringVar(&f.cidfile, "cidfile", "", "write the container's id to this file, which must not be there")
+	fs.BoolVarP(&f.quiet, "quiet", "q", false, "do not show how the pull goes")
+}
+
+// request turns the flags and the arguments after them into a request.
+func (f *specFlags) request(cmd *cobra.Command, args []string) (*containersv1.CreateRequest, error) {
+	spec := &containersv1.Spec{
+		Image: args[0], Args: args[1:], User: f.user, Workdir: f.workdir, Tty: f.tty,
+		OpenStdin: f.interactive, Snapshotter: f.snapshotter, RemoveOnExit: f.remove,
+		Hostname: f.hostname, Domainname: f.domainname, StopSignal: f.stopSignal, Init: f.init,
+		ReadOnly: f.readOnly, ExtraHosts: f.hosts, Dns: f.dns, Runtime: f.runtime,
+	}
+	if cmd.Flags().Changed("entrypoint") {
+		spec.ClearEntrypoint = f.entrypoint == ""
+		if f.entrypoint != "" {
+			spec.Entrypoint = []string{f.entrypoint}
+		}
+	}
+	if cmd.Flags().Changed("stop-timeout") {
+		if f.stopTimeout < 0 {
+			return nil, cli.Usagef("--stop-timeout %d: seconds cannot be negative", f.stopTimeout)
+		}
+		spec.StopGrace = durationpb.New(time.Duration(f.stopTimeout) * time.Second)
+	}
+	labels, err := cli.Labels(f.labels)
+	if err != nil {
+		return nil, err
+	}
+	for _, step := range []func(*containersv1.Spec) error{
+		f.environment, f.resources, f.storage, f.networking, f.logging, f.restarts, f.limits, f.confinement,
+	} {
+		if err := step(spec); err != nil {
+			return nil, err
+		}
+	}
+	return &containersv1.CreateRequest{Name: f.name, Labels: labels, Spec: spec}, nil
+}
+
+func (f *specFlags) environment(spec *containersv1.Spec) error {
+	for _, file := range f.envFiles {
+		vars, err := cli.EnvFile(file)
+		if err != nil {
+			return err
+		}
+		spec.Env = append(spec.Env, vars...)
+	}
+	for _, v := range f.env {
+		kv, ok, err := cli.EnvVar(v)
+		if err != nil {
+			return cli.Usagef("--env %w", err)
+		}
+		if ok {
+			spec.Env = append(spec.Env, kv)
+		}
+	}
+	return nil
+}
+
+func (f *specFlags) resources(spec *containersv1.Spec) error {
+	r := &containersv1.Resources{}
+	if f.memory != "" {
+		n, err := units.RAMInBytes(f.memory)
+		if err != nil || n < 0 {
+			return cli.Usagef("--memory %q: no size; write bytes, or 512m, 2g", f.memory)
+		}
+		r.MemoryBytes = n
+	}
+	if f.cpus != "" {
+		n, err := strconv.ParseFloat(f.cpus, 64)
+		if err != nil || n < 0 || n > 1<<20 {
+			return cli.Usagef("--cpus %q: no number of processors; write 0.5 or 2", f.cpus)
+		}
+		r.CpuMillis = int64(n*1000 + 0.5)
+		if n > 0 && r.CpuMillis < 10 {
+			return cli.Usagef("--cpus %q: the least that the kernel can give is 0.01", f.cpus)
+		}
+	}
+	if f.pids < -1 {
+		return cli.Usagef("--pids-limit %d: write a number, or -1 for no limit", f.pids)
+	}
+	r.Pids = max(f.pids, 0)
+	spec.Resources = r
+	return nil
+}
+
+func (f *specFlags) networking(spec *containersv1.Spec) error {
+	switch f.network {
+	case "", "default":
+	case "none":
+		spec.NetworkMode = containersv1.NetworkMode_NETWORK_MODE_NONE
+	case "host":
+		spec.NetworkMode = containersv1.NetworkMode_NETWORK_MODE_HOST
+	default:
+		if strings.HasPrefix(f.network, "container:") {
+			return cli.Usagef("--network %q: sharing another container's network is not there yet; use a network, none or host", f.network)
+		}
+		spec.Networks = []*containersv1.NetworkAttachment{{Network: f.network}}
+	}
+	for _, p := range f.publish {
+		ports, err := ParsePublish(p)
+		if err != nil {
+			return err
+		}
+		spec.Ports = append(spec.Ports, ports)
+	}
+	if len(spec.Ports) > 0 && spec.NetworkMode == containersv1.NetworkMode_NETWORK_MODE_NONE {
+		return cli.Usagef("--publish with --network none: nothing could reach the port; take one of them away")
+	}
+	return nil
+}
+
+func (f *specFlags) logging(spec *containersv1.Spec) error {
+	for _, o := range f.logOpts {
+		key, value, _ := strings.Cut(o, "=")
+		if spec.Log == nil {
+			spec.Log = &containersv1.LogOptions{}
+		}
+		switch key {
+		case "max-size":
+			if value == "-1" {
+				spec.Log.MaxBytes = -1
+				continue
+			}
+			n, err := units.RAMInBytes(value)
+			if err != nil || n <= 0 {
+				return cli.Usagef("--log-opt %q: no size; write max-size=10m, or max-size=-1 to keep everything", o)
+			}
+			spec.Log.MaxBytes = n
+		case "max-file":
+			n, err := strconv.ParseUint(value, 10, 16)
+			if err != nil || n == 0 {
+				return cli.Usagef("--log-opt %q: no number of files; write max-file=3", o)
+			}
+			spec.Log.MaxFiles = uint32(n)
+		default:
+			return cli.Usagef("--log-opt %q: max-size and max-file are known", o)
+		}
+	}
+	return nil
+}
+
+func (f *specFlags) restarts(spec *containersv1.Spec) error {
+	name, count, hasCount := strings.Cut(f.restart, ":")
+	p := &containersv1.RestartPolicy{}
+	switch name {
+	case "", "no":
+		if hasCount {
+			return cli.Usagef("--restart %q: only on-failure takes a count", f.restart)
+		}
+		return nil
+	case "on-failure":
+		p.When = containersv1.RestartPolicy_WHEN_FAILED
+		if hasCount {
+			n, err := strconv.ParseUint(count, 10, 31)
+			if err != nil {
+				return cli.Usagef("--restart %q: no count; write on-failure:5", f.restart)
+			}
+			p.MaxAttempts = uint32(n)
+		}
+	case "always", "unless-stopped":
+		if hasCount {
+			return cli.Usagef("--restart %q: only on-failure takes a count", f.restart)
+		}
+		p.When = containersv1.RestartPolicy_WHEN_EXITED
+	default:
+		return cli.Usagef("--restart %q: no, on-failure[:N], always and unless-stopped are known", f.restart)
+	}
+	if f.remove {
+		return cli.Usagef("--restart %s with --rm: a container cannot be both started again and removed; take one of them away", f.restart)
+	}
+	spec.Restart = p
+	return nil
+}
+
+func (f *specFlags) limits(spec *containersv1.Spec) error {
+	for _, u := range f.ulimits {
+		l, err := units.ParseUlimit(u)
+		if err != nil {
+			return cli.Usagef("--ulimit %q: %w; write nofile=1024:2048", u, err)
+		}
+		soft, hard := uint64(l.Soft), uint64(l.Hard) //nolint:gosec // -1 is the kernel's own word for no limit
+		spec.Rlimits = append(spec.Rlimits, &containersv1.Rlimit{Name: l.Name, Soft: soft, Hard: hard})
+	}
+	return nil
+}
+
+func (f *specFlags) confinement(spec *containersv1.Spec) error {
+	for _, o := range f.security {
+		key, value, has := strings.Cut(strings.Replace(o, ":", "=", 1), "=")
+		if key != "no-new-privileges" {
+			return cli.Usagef("--security-opt %q: no-new-privileges is known", o)
+		}
+		on := true
+		if has {
+			var err error
+			if on, err = strconv.ParseBool(value); err != nil {
+				return cli.Usagef("--security-opt %q: write no-new-privileges, or no-new-privileges=false", o)
+			}
+		}
+		spec.NoNewPrivileges = on
+	}
+	return nil
+}
