@@ -140,8 +140,14 @@ func TestCrash(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if _, err := db.Begin("rival", &storev1.Claim{Ref: &storev1.Ref{Kind: "container", Key: id}, Mode: Use}); verb.name == "create" && n <= 4 && !errdefs.IsAborted(err) {
+				rival, err := db.Begin("rival", &storev1.Claim{Ref: &storev1.Ref{Kind: "container", Key: id}, Mode: Use})
+				if verb.name == "create" && n <= 4 && !errdefs.IsAborted(err) {
 					t.Errorf("%s die=%d: rival got %v, want aborted", verb.name, die, err)
+				}
+				if err == nil {
+					if err := rival.Abort(t.Context()); err != nil {
+						t.Fatal(err)
+					}
 				}
 			}
 			for _, k := range []string{"snapshot", "volume", "container"} {
