@@ -1921,6 +1921,112 @@ func (*DetachResponse) Descriptor() ([]byte, []int) {
 	return file_gantry_driver_v1_driver_proto_rawDescGZIP(), []int{32}
 }
 
+// VolumeUsageRequest names a volume.
+type VolumeUsageRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volume        *VolumeSpec            `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Handle        []byte                 `protobuf:"bytes,2,opt,name=handle,proto3" json:"handle,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VolumeUsageRequest) Reset() {
+	*x = VolumeUsageRequest{}
+	mi := &file_gantry_driver_v1_driver_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VolumeUsageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VolumeUsageRequest) ProtoMessage() {}
+
+func (x *VolumeUsageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_gantry_driver_v1_driver_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VolumeUsageRequest.ProtoReflect.Descriptor instead.
+func (*VolumeUsageRequest) Descriptor() ([]byte, []int) {
+	return file_gantry_driver_v1_driver_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *VolumeUsageRequest) GetVolume() *VolumeSpec {
+	if x != nil {
+		return x.Volume
+	}
+	return nil
+}
+
+func (x *VolumeUsageRequest) GetHandle() []byte {
+	if x != nil {
+		return x.Handle
+	}
+	return nil
+}
+
+// VolumeUsageResponse is what it takes.
+type VolumeUsageResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Bytes         int64                  `protobuf:"varint,1,opt,name=bytes,proto3" json:"bytes,omitempty"` // on disk
+	Inodes        int64                  `protobuf:"varint,2,opt,name=inodes,proto3" json:"inodes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VolumeUsageResponse) Reset() {
+	*x = VolumeUsageResponse{}
+	mi := &file_gantry_driver_v1_driver_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VolumeUsageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VolumeUsageResponse) ProtoMessage() {}
+
+func (x *VolumeUsageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_gantry_driver_v1_driver_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VolumeUsageResponse.ProtoReflect.Descriptor instead.
+func (*VolumeUsageResponse) Descriptor() ([]byte, []int) {
+	return file_gantry_driver_v1_driver_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *VolumeUsageResponse) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *VolumeUsageResponse) GetInodes() int64 {
+	if x != nil {
+		return x.Inodes
+	}
+	return 0
+}
+
 // ListVolumesRequest is empty.
 type ListVolumesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1930,7 +2036,7 @@ type ListVolumesRequest struct {
 
 func (x *ListVolumesRequest) Reset() {
 	*x = ListVolumesRequest{}
-	mi := &file_gantry_driver_v1_driver_proto_msgTypes[33]
+	mi := &file_gantry_driver_v1_driver_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1942,7 +2048,7 @@ func (x *ListVolumesRequest) String() string {
 func (*ListVolumesRequest) ProtoMessage() {}
 
 func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_driver_v1_driver_proto_msgTypes[33]
+	mi := &file_gantry_driver_v1_driver_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1955,7 +2061,7 @@ func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumesRequest.ProtoReflect.Descriptor instead.
 func (*ListVolumesRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_driver_v1_driver_proto_rawDescGZIP(), []int{33}
+	return file_gantry_driver_v1_driver_proto_rawDescGZIP(), []int{35}
 }
 
 // ListVolumesResponse is one volume.
@@ -1968,7 +2074,7 @@ type ListVolumesResponse struct {
 
 func (x *ListVolumesResponse) Reset() {
 	*x = ListVolumesResponse{}
-	mi := &file_gantry_driver_v1_driver_proto_msgTypes[34]
+	mi := &file_gantry_driver_v1_driver_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1980,7 +2086,7 @@ func (x *ListVolumesResponse) String() string {
 func (*ListVolumesResponse) ProtoMessage() {}
 
 func (x *ListVolumesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_driver_v1_driver_proto_msgTypes[34]
+	mi := &file_gantry_driver_v1_driver_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1993,7 +2099,7 @@ func (x *ListVolumesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumesResponse.ProtoReflect.Descriptor instead.
 func (*ListVolumesResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_driver_v1_driver_proto_rawDescGZIP(), []int{34}
+	return file_gantry_driver_v1_driver_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ListVolumesResponse) GetId() string {
@@ -2015,7 +2121,7 @@ type VolumeSpec struct {
 
 func (x *VolumeSpec) Reset() {
 	*x = VolumeSpec{}
-	mi := &file_gantry_driver_v1_driver_proto_msgTypes[35]
+	mi := &file_gantry_driver_v1_driver_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2027,7 +2133,7 @@ func (x *VolumeSpec) String() string {
 func (*VolumeSpec) ProtoMessage() {}
 
 func (x *VolumeSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_driver_v1_driver_proto_msgTypes[35]
+	mi := &file_gantry_driver_v1_driver_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2040,7 +2146,7 @@ func (x *VolumeSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeSpec.ProtoReflect.Descriptor instead.
 func (*VolumeSpec) Descriptor() ([]byte, []int) {
-	return file_gantry_driver_v1_driver_proto_rawDescGZIP(), []int{35}
+	return file_gantry_driver_v1_driver_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *VolumeSpec) GetId() string {
@@ -2068,13 +2174,14 @@ func (x *VolumeSpec) GetOptions() map[string]string {
 type CreateVolumeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Volume        *VolumeSpec            `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	Handle        []byte                 `protobuf:"bytes,2,opt,name=handle,proto3" json:"handle,omitempty"` // none the first time
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CreateVolumeRequest) Reset() {
 	*x = CreateVolumeRequest{}
-	mi := &file_gantry_driver_v1_driver_proto_msgTypes[36]
+	mi := &file_gantry_driver_v1_driver_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2086,7 +2193,7 @@ func (x *CreateVolumeRequest) String() string {
 func (*CreateVolumeRequest) ProtoMessage() {}
 
 func (x *CreateVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_driver_v1_driver_proto_msgTypes[36]
+	mi := &file_gantry_driver_v1_driver_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2099,7 +2206,7 @@ func (x *CreateVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateVolumeRequest.ProtoReflect.Descriptor instead.
 func (*CreateVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_driver_v1_driver_proto_rawDescGZIP(), []int{36}
+	return file_gantry_driver_v1_driver_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *CreateVolumeRequest) GetVolume() *VolumeSpec {
@@ -2109,17 +2216,25 @@ func (x *CreateVolumeRequest) GetVolume() *VolumeSpec {
 	return nil
 }
 
+func (x *CreateVolumeRequest) GetHandle() []byte {
+	if x != nil {
+		return x.Handle
+	}
+	return nil
+}
+
 // CreateVolumeResponse is the backend's memory of it.
 type CreateVolumeResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Handle        []byte                 `protobuf:"bytes,1,opt,name=handle,proto3" json:"handle,omitempty"`
+	Path          string                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"` // of its content on this host, if it has one; for people
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CreateVolumeResponse) Reset() {
 	*x = CreateVolumeResponse{}
-	mi := &file_gantry_driver_v1_driver_proto_msgTypes[37]
+	mi := &file_gantry_driver_v1_driver_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2131,7 +2246,7 @@ func (x *CreateVolumeResponse) String() string {
 func (*CreateVolumeResponse) ProtoMessage() {}
 
 func (x *CreateVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_driver_v1_driver_proto_msgTypes[37]
+	mi := &file_gantry_driver_v1_driver_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2144,7 +2259,7 @@ func (x *CreateVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateVolumeResponse.ProtoReflect.Descriptor instead.
 func (*CreateVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_driver_v1_driver_proto_rawDescGZIP(), []int{37}
+	return file_gantry_driver_v1_driver_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *CreateVolumeResponse) GetHandle() []byte {
@@ -2152,6 +2267,13 @@ func (x *CreateVolumeResponse) GetHandle() []byte {
 		return x.Handle
 	}
 	return nil
+}
+
+func (x *CreateVolumeResponse) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
 }
 
 // DeleteVolumeRequest names a volume.
@@ -2165,7 +2287,7 @@ type DeleteVolumeRequest struct {
 
 func (x *DeleteVolumeRequest) Reset() {
 	*x = DeleteVolumeRequest{}
-	mi := &file_gantry_driver_v1_driver_proto_msgTypes[38]
+	mi := &file_gantry_driver_v1_driver_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2177,7 +2299,7 @@ func (x *DeleteVolumeRequest) String() string {
 func (*DeleteVolumeRequest) ProtoMessage() {}
 
 func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_driver_v1_driver_proto_msgTypes[38]
+	mi := &file_gantry_driver_v1_driver_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2190,7 +2312,7 @@ func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeRequest.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_driver_v1_driver_proto_rawDescGZIP(), []int{38}
+	return file_gantry_driver_v1_driver_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *DeleteVolumeRequest) GetVolume() *VolumeSpec {
@@ -2216,7 +2338,7 @@ type DeleteVolumeResponse struct {
 
 func (x *DeleteVolumeResponse) Reset() {
 	*x = DeleteVolumeResponse{}
-	mi := &file_gantry_driver_v1_driver_proto_msgTypes[39]
+	mi := &file_gantry_driver_v1_driver_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2228,7 +2350,7 @@ func (x *DeleteVolumeResponse) String() string {
 func (*DeleteVolumeResponse) ProtoMessage() {}
 
 func (x *DeleteVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_driver_v1_driver_proto_msgTypes[39]
+	mi := &file_gantry_driver_v1_driver_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2241,7 +2363,7 @@ func (x *DeleteVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeResponse.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_driver_v1_driver_proto_rawDescGZIP(), []int{39}
+	return file_gantry_driver_v1_driver_proto_rawDescGZIP(), []int{41}
 }
 
 // MountRequest names a volume and who will use it.
@@ -2256,7 +2378,7 @@ type MountRequest struct {
 
 func (x *MountRequest) Reset() {
 	*x = MountRequest{}
-	mi := &file_gantry_driver_v1_driver_proto_msgTypes[40]
+	mi := &file_gantry_driver_v1_driver_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2268,7 +2390,7 @@ func (x *MountRequest) String() string {
 func (*MountRequest) ProtoMessage() {}
 
 func (x *MountRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_driver_v1_driver_proto_msgTypes[40]
+	mi := &file_gantry_driver_v1_driver_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2281,7 +2403,7 @@ func (x *MountRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MountRequest.ProtoReflect.Descriptor instead.
 func (*MountRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_driver_v1_driver_proto_rawDescGZIP(), []int{40}
+	return file_gantry_driver_v1_driver_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *MountRequest) GetVolume() *VolumeSpec {
@@ -2315,7 +2437,7 @@ type MountResponse struct {
 
 func (x *MountResponse) Reset() {
 	*x = MountResponse{}
-	mi := &file_gantry_driver_v1_driver_proto_msgTypes[41]
+	mi := &file_gantry_driver_v1_driver_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2327,7 +2449,7 @@ func (x *MountResponse) String() string {
 func (*MountResponse) ProtoMessage() {}
 
 func (x *MountResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_driver_v1_driver_proto_msgTypes[41]
+	mi := &file_gantry_driver_v1_driver_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2340,7 +2462,7 @@ func (x *MountResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MountResponse.ProtoReflect.Descriptor instead.
 func (*MountResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_driver_v1_driver_proto_rawDescGZIP(), []int{41}
+	return file_gantry_driver_v1_driver_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *MountResponse) GetMount() *v1.Mount {
@@ -2362,7 +2484,7 @@ type UnmountRequest struct {
 
 func (x *UnmountRequest) Reset() {
 	*x = UnmountRequest{}
-	mi := &file_gantry_driver_v1_driver_proto_msgTypes[42]
+	mi := &file_gantry_driver_v1_driver_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2374,7 +2496,7 @@ func (x *UnmountRequest) String() string {
 func (*UnmountRequest) ProtoMessage() {}
 
 func (x *UnmountRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_driver_v1_driver_proto_msgTypes[42]
+	mi := &file_gantry_driver_v1_driver_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2387,7 +2509,7 @@ func (x *UnmountRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnmountRequest.ProtoReflect.Descriptor instead.
 func (*UnmountRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_driver_v1_driver_proto_rawDescGZIP(), []int{42}
+	return file_gantry_driver_v1_driver_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *UnmountRequest) GetVolume() *VolumeSpec {
@@ -2420,7 +2542,7 @@ type UnmountResponse struct {
 
 func (x *UnmountResponse) Reset() {
 	*x = UnmountResponse{}
-	mi := &file_gantry_driver_v1_driver_proto_msgTypes[43]
+	mi := &file_gantry_driver_v1_driver_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2432,7 +2554,7 @@ func (x *UnmountResponse) String() string {
 func (*UnmountResponse) ProtoMessage() {}
 
 func (x *UnmountResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_driver_v1_driver_proto_msgTypes[43]
+	mi := &file_gantry_driver_v1_driver_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2445,7 +2567,7 @@ func (x *UnmountResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnmountResponse.ProtoReflect.Descriptor instead.
 func (*UnmountResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_driver_v1_driver_proto_rawDescGZIP(), []int{43}
+	return file_gantry_driver_v1_driver_proto_rawDescGZIP(), []int{45}
 }
 
 var File_gantry_driver_v1_driver_proto protoreflect.FileDescriptor
@@ -2586,7 +2708,13 @@ const file_gantry_driver_v1_driver_proto_rawDesc = "" +
 	"\taddresses\x18\x06 \x03(\tR\taddresses\x12\x10\n" +
 	"\x03mac\x18\a \x01(\tR\x03mac\x12\x1c\n" +
 	"\tinterface\x18\b \x01(\tR\tinterface\"\x10\n" +
-	"\x0eDetachResponse\"\x14\n" +
+	"\x0eDetachResponse\"b\n" +
+	"\x12VolumeUsageRequest\x124\n" +
+	"\x06volume\x18\x01 \x01(\v2\x1c.gantry.driver.v1.VolumeSpecR\x06volume\x12\x16\n" +
+	"\x06handle\x18\x02 \x01(\fR\x06handle\"C\n" +
+	"\x13VolumeUsageResponse\x12\x14\n" +
+	"\x05bytes\x18\x01 \x01(\x03R\x05bytes\x12\x16\n" +
+	"\x06inodes\x18\x02 \x01(\x03R\x06inodes\"\x14\n" +
 	"\x12ListVolumesRequest\"%\n" +
 	"\x13ListVolumesResponse\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\xb1\x01\n" +
@@ -2597,11 +2725,13 @@ const file_gantry_driver_v1_driver_proto_rawDesc = "" +
 	"\aoptions\x18\x03 \x03(\v2).gantry.driver.v1.VolumeSpec.OptionsEntryR\aoptions\x1a:\n" +
 	"\fOptionsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"K\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"c\n" +
 	"\x13CreateVolumeRequest\x124\n" +
-	"\x06volume\x18\x01 \x01(\v2\x1c.gantry.driver.v1.VolumeSpecR\x06volume\".\n" +
+	"\x06volume\x18\x01 \x01(\v2\x1c.gantry.driver.v1.VolumeSpecR\x06volume\x12\x16\n" +
+	"\x06handle\x18\x02 \x01(\fR\x06handle\"B\n" +
 	"\x14CreateVolumeResponse\x12\x16\n" +
-	"\x06handle\x18\x01 \x01(\fR\x06handle\"c\n" +
+	"\x06handle\x18\x01 \x01(\fR\x06handle\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\"c\n" +
 	"\x13DeleteVolumeRequest\x124\n" +
 	"\x06volume\x18\x01 \x01(\v2\x1c.gantry.driver.v1.VolumeSpecR\x06volume\x12\x16\n" +
 	"\x06handle\x18\x02 \x01(\fR\x06handle\"\x16\n" +
@@ -2634,13 +2764,14 @@ const file_gantry_driver_v1_driver_proto_rawDesc = "" +
 	"\x06Attach\x12\x1f.gantry.driver.v1.AttachRequest\x1a .gantry.driver.v1.AttachResponse\x12K\n" +
 	"\x06Detach\x12\x1f.gantry.driver.v1.DetachRequest\x1a .gantry.driver.v1.DetachResponse\x12N\n" +
 	"\aPublish\x12 .gantry.driver.v1.PublishRequest\x1a!.gantry.driver.v1.PublishResponse\x12b\n" +
-	"\rListEndpoints\x12&.gantry.driver.v1.ListEndpointsRequest\x1a'.gantry.driver.v1.ListEndpointsResponse0\x012\xcc\x03\n" +
+	"\rListEndpoints\x12&.gantry.driver.v1.ListEndpointsRequest\x1a'.gantry.driver.v1.ListEndpointsResponse0\x012\xa8\x04\n" +
 	"\x14VolumeBackendService\x12]\n" +
 	"\fCreateVolume\x12%.gantry.driver.v1.CreateVolumeRequest\x1a&.gantry.driver.v1.CreateVolumeResponse\x12]\n" +
 	"\fDeleteVolume\x12%.gantry.driver.v1.DeleteVolumeRequest\x1a&.gantry.driver.v1.DeleteVolumeResponse\x12H\n" +
 	"\x05Mount\x12\x1e.gantry.driver.v1.MountRequest\x1a\x1f.gantry.driver.v1.MountResponse\x12N\n" +
 	"\aUnmount\x12 .gantry.driver.v1.UnmountRequest\x1a!.gantry.driver.v1.UnmountResponse\x12\\\n" +
-	"\vListVolumes\x12$.gantry.driver.v1.ListVolumesRequest\x1a%.gantry.driver.v1.ListVolumesResponse0\x01B\xc0\x01\n" +
+	"\vListVolumes\x12$.gantry.driver.v1.ListVolumesRequest\x1a%.gantry.driver.v1.ListVolumesResponse0\x01\x12Z\n" +
+	"\vVolumeUsage\x12$.gantry.driver.v1.VolumeUsageRequest\x1a%.gantry.driver.v1.VolumeUsageResponseB\xc0\x01\n" +
 	"\x14com.gantry.driver.v1B\vDriverProtoP\x01Z9github.com/gantryd/gantry/proto/gantry/driver/v1;driverv1\xa2\x02\x03GDX\xaa\x02\x10Gantry.Driver.V1\xca\x02\x10Gantry\\Driver\\V1\xe2\x02\x1cGantry\\Driver\\V1\\GPBMetadata\xea\x02\x12Gantry::Driver::V1b\x06proto3"
 
 var (
@@ -2655,7 +2786,7 @@ func file_gantry_driver_v1_driver_proto_rawDescGZIP() []byte {
 	return file_gantry_driver_v1_driver_proto_rawDescData
 }
 
-var file_gantry_driver_v1_driver_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
+var file_gantry_driver_v1_driver_proto_msgTypes = make([]protoimpl.MessageInfo, 51)
 var file_gantry_driver_v1_driver_proto_goTypes = []any{
 	(*InfoRequest)(nil),           // 0: gantry.driver.v1.InfoRequest
 	(*InfoResponse)(nil),          // 1: gantry.driver.v1.InfoResponse
@@ -2690,91 +2821,96 @@ var file_gantry_driver_v1_driver_proto_goTypes = []any{
 	(*AttachResponse)(nil),        // 30: gantry.driver.v1.AttachResponse
 	(*DetachRequest)(nil),         // 31: gantry.driver.v1.DetachRequest
 	(*DetachResponse)(nil),        // 32: gantry.driver.v1.DetachResponse
-	(*ListVolumesRequest)(nil),    // 33: gantry.driver.v1.ListVolumesRequest
-	(*ListVolumesResponse)(nil),   // 34: gantry.driver.v1.ListVolumesResponse
-	(*VolumeSpec)(nil),            // 35: gantry.driver.v1.VolumeSpec
-	(*CreateVolumeRequest)(nil),   // 36: gantry.driver.v1.CreateVolumeRequest
-	(*CreateVolumeResponse)(nil),  // 37: gantry.driver.v1.CreateVolumeResponse
-	(*DeleteVolumeRequest)(nil),   // 38: gantry.driver.v1.DeleteVolumeRequest
-	(*DeleteVolumeResponse)(nil),  // 39: gantry.driver.v1.DeleteVolumeResponse
-	(*MountRequest)(nil),          // 40: gantry.driver.v1.MountRequest
-	(*MountResponse)(nil),         // 41: gantry.driver.v1.MountResponse
-	(*UnmountRequest)(nil),        // 42: gantry.driver.v1.UnmountRequest
-	(*UnmountResponse)(nil),       // 43: gantry.driver.v1.UnmountResponse
-	nil,                           // 44: gantry.driver.v1.SnapshotInfo.LabelsEntry
-	nil,                           // 45: gantry.driver.v1.PrepareRequest.LabelsEntry
-	nil,                           // 46: gantry.driver.v1.ViewRequest.LabelsEntry
-	nil,                           // 47: gantry.driver.v1.NetworkSpec.OptionsEntry
-	nil,                           // 48: gantry.driver.v1.VolumeSpec.OptionsEntry
-	(*v1.Mount)(nil),              // 49: gantry.types.v1.Mount
+	(*VolumeUsageRequest)(nil),    // 33: gantry.driver.v1.VolumeUsageRequest
+	(*VolumeUsageResponse)(nil),   // 34: gantry.driver.v1.VolumeUsageResponse
+	(*ListVolumesRequest)(nil),    // 35: gantry.driver.v1.ListVolumesRequest
+	(*ListVolumesResponse)(nil),   // 36: gantry.driver.v1.ListVolumesResponse
+	(*VolumeSpec)(nil),            // 37: gantry.driver.v1.VolumeSpec
+	(*CreateVolumeRequest)(nil),   // 38: gantry.driver.v1.CreateVolumeRequest
+	(*CreateVolumeResponse)(nil),  // 39: gantry.driver.v1.CreateVolumeResponse
+	(*DeleteVolumeRequest)(nil),   // 40: gantry.driver.v1.DeleteVolumeRequest
+	(*DeleteVolumeResponse)(nil),  // 41: gantry.driver.v1.DeleteVolumeResponse
+	(*MountRequest)(nil),          // 42: gantry.driver.v1.MountRequest
+	(*MountResponse)(nil),         // 43: gantry.driver.v1.MountResponse
+	(*UnmountRequest)(nil),        // 44: gantry.driver.v1.UnmountRequest
+	(*UnmountResponse)(nil),       // 45: gantry.driver.v1.UnmountResponse
+	nil,                           // 46: gantry.driver.v1.SnapshotInfo.LabelsEntry
+	nil,                           // 47: gantry.driver.v1.PrepareRequest.LabelsEntry
+	nil,                           // 48: gantry.driver.v1.ViewRequest.LabelsEntry
+	nil,                           // 49: gantry.driver.v1.NetworkSpec.OptionsEntry
+	nil,                           // 50: gantry.driver.v1.VolumeSpec.OptionsEntry
+	(*v1.Mount)(nil),              // 51: gantry.types.v1.Mount
 }
 var file_gantry_driver_v1_driver_proto_depIdxs = []int32{
-	44, // 0: gantry.driver.v1.SnapshotInfo.labels:type_name -> gantry.driver.v1.SnapshotInfo.LabelsEntry
-	45, // 1: gantry.driver.v1.PrepareRequest.labels:type_name -> gantry.driver.v1.PrepareRequest.LabelsEntry
-	49, // 2: gantry.driver.v1.PrepareResponse.mounts:type_name -> gantry.types.v1.Mount
-	46, // 3: gantry.driver.v1.ViewRequest.labels:type_name -> gantry.driver.v1.ViewRequest.LabelsEntry
-	49, // 4: gantry.driver.v1.ViewResponse.mounts:type_name -> gantry.types.v1.Mount
-	49, // 5: gantry.driver.v1.MountsResponse.mounts:type_name -> gantry.types.v1.Mount
+	46, // 0: gantry.driver.v1.SnapshotInfo.labels:type_name -> gantry.driver.v1.SnapshotInfo.LabelsEntry
+	47, // 1: gantry.driver.v1.PrepareRequest.labels:type_name -> gantry.driver.v1.PrepareRequest.LabelsEntry
+	51, // 2: gantry.driver.v1.PrepareResponse.mounts:type_name -> gantry.types.v1.Mount
+	48, // 3: gantry.driver.v1.ViewRequest.labels:type_name -> gantry.driver.v1.ViewRequest.LabelsEntry
+	51, // 4: gantry.driver.v1.ViewResponse.mounts:type_name -> gantry.types.v1.Mount
+	51, // 5: gantry.driver.v1.MountsResponse.mounts:type_name -> gantry.types.v1.Mount
 	4,  // 6: gantry.driver.v1.StatResponse.info:type_name -> gantry.driver.v1.SnapshotInfo
 	4,  // 7: gantry.driver.v1.ListResponse.info:type_name -> gantry.driver.v1.SnapshotInfo
-	47, // 8: gantry.driver.v1.NetworkSpec.options:type_name -> gantry.driver.v1.NetworkSpec.OptionsEntry
+	49, // 8: gantry.driver.v1.NetworkSpec.options:type_name -> gantry.driver.v1.NetworkSpec.OptionsEntry
 	19, // 9: gantry.driver.v1.CreateNetworkRequest.network:type_name -> gantry.driver.v1.NetworkSpec
 	19, // 10: gantry.driver.v1.DeleteNetworkRequest.network:type_name -> gantry.driver.v1.NetworkSpec
 	19, // 11: gantry.driver.v1.AttachRequest.network:type_name -> gantry.driver.v1.NetworkSpec
 	19, // 12: gantry.driver.v1.PublishRequest.network:type_name -> gantry.driver.v1.NetworkSpec
 	25, // 13: gantry.driver.v1.PublishRequest.ports:type_name -> gantry.driver.v1.Port
 	19, // 14: gantry.driver.v1.DetachRequest.network:type_name -> gantry.driver.v1.NetworkSpec
-	48, // 15: gantry.driver.v1.VolumeSpec.options:type_name -> gantry.driver.v1.VolumeSpec.OptionsEntry
-	35, // 16: gantry.driver.v1.CreateVolumeRequest.volume:type_name -> gantry.driver.v1.VolumeSpec
-	35, // 17: gantry.driver.v1.DeleteVolumeRequest.volume:type_name -> gantry.driver.v1.VolumeSpec
-	35, // 18: gantry.driver.v1.MountRequest.volume:type_name -> gantry.driver.v1.VolumeSpec
-	49, // 19: gantry.driver.v1.MountResponse.mount:type_name -> gantry.types.v1.Mount
-	35, // 20: gantry.driver.v1.UnmountRequest.volume:type_name -> gantry.driver.v1.VolumeSpec
-	0,  // 21: gantry.driver.v1.PluginService.Info:input_type -> gantry.driver.v1.InfoRequest
-	2,  // 22: gantry.driver.v1.PluginService.Configure:input_type -> gantry.driver.v1.ConfigureRequest
-	5,  // 23: gantry.driver.v1.SnapshotterService.Prepare:input_type -> gantry.driver.v1.PrepareRequest
-	7,  // 24: gantry.driver.v1.SnapshotterService.View:input_type -> gantry.driver.v1.ViewRequest
-	9,  // 25: gantry.driver.v1.SnapshotterService.Mounts:input_type -> gantry.driver.v1.MountsRequest
-	11, // 26: gantry.driver.v1.SnapshotterService.Commit:input_type -> gantry.driver.v1.CommitRequest
-	13, // 27: gantry.driver.v1.SnapshotterService.Remove:input_type -> gantry.driver.v1.RemoveRequest
-	15, // 28: gantry.driver.v1.SnapshotterService.Stat:input_type -> gantry.driver.v1.StatRequest
-	17, // 29: gantry.driver.v1.SnapshotterService.List:input_type -> gantry.driver.v1.ListRequest
-	20, // 30: gantry.driver.v1.NetworkDriverService.CreateNetwork:input_type -> gantry.driver.v1.CreateNetworkRequest
-	22, // 31: gantry.driver.v1.NetworkDriverService.DeleteNetwork:input_type -> gantry.driver.v1.DeleteNetworkRequest
-	24, // 32: gantry.driver.v1.NetworkDriverService.Attach:input_type -> gantry.driver.v1.AttachRequest
-	31, // 33: gantry.driver.v1.NetworkDriverService.Detach:input_type -> gantry.driver.v1.DetachRequest
-	26, // 34: gantry.driver.v1.NetworkDriverService.Publish:input_type -> gantry.driver.v1.PublishRequest
-	28, // 35: gantry.driver.v1.NetworkDriverService.ListEndpoints:input_type -> gantry.driver.v1.ListEndpointsRequest
-	36, // 36: gantry.driver.v1.VolumeBackendService.CreateVolume:input_type -> gantry.driver.v1.CreateVolumeRequest
-	38, // 37: gantry.driver.v1.VolumeBackendService.DeleteVolume:input_type -> gantry.driver.v1.DeleteVolumeRequest
-	40, // 38: gantry.driver.v1.VolumeBackendService.Mount:input_type -> gantry.driver.v1.MountRequest
-	42, // 39: gantry.driver.v1.VolumeBackendService.Unmount:input_type -> gantry.driver.v1.UnmountRequest
-	33, // 40: gantry.driver.v1.VolumeBackendService.ListVolumes:input_type -> gantry.driver.v1.ListVolumesRequest
-	1,  // 41: gantry.driver.v1.PluginService.Info:output_type -> gantry.driver.v1.InfoResponse
-	3,  // 42: gantry.driver.v1.PluginService.Configure:output_type -> gantry.driver.v1.ConfigureResponse
-	6,  // 43: gantry.driver.v1.SnapshotterService.Prepare:output_type -> gantry.driver.v1.PrepareResponse
-	8,  // 44: gantry.driver.v1.SnapshotterService.View:output_type -> gantry.driver.v1.ViewResponse
-	10, // 45: gantry.driver.v1.SnapshotterService.Mounts:output_type -> gantry.driver.v1.MountsResponse
-	12, // 46: gantry.driver.v1.SnapshotterService.Commit:output_type -> gantry.driver.v1.CommitResponse
-	14, // 47: gantry.driver.v1.SnapshotterService.Remove:output_type -> gantry.driver.v1.RemoveResponse
-	16, // 48: gantry.driver.v1.SnapshotterService.Stat:output_type -> gantry.driver.v1.StatResponse
-	18, // 49: gantry.driver.v1.SnapshotterService.List:output_type -> gantry.driver.v1.ListResponse
-	21, // 50: gantry.driver.v1.NetworkDriverService.CreateNetwork:output_type -> gantry.driver.v1.CreateNetworkResponse
-	23, // 51: gantry.driver.v1.NetworkDriverService.DeleteNetwork:output_type -> gantry.driver.v1.DeleteNetworkResponse
-	30, // 52: gantry.driver.v1.NetworkDriverService.Attach:output_type -> gantry.driver.v1.AttachResponse
-	32, // 53: gantry.driver.v1.NetworkDriverService.Detach:output_type -> gantry.driver.v1.DetachResponse
-	27, // 54: gantry.driver.v1.NetworkDriverService.Publish:output_type -> gantry.driver.v1.PublishResponse
-	29, // 55: gantry.driver.v1.NetworkDriverService.ListEndpoints:output_type -> gantry.driver.v1.ListEndpointsResponse
-	37, // 56: gantry.driver.v1.VolumeBackendService.CreateVolume:output_type -> gantry.driver.v1.CreateVolumeResponse
-	39, // 57: gantry.driver.v1.VolumeBackendService.DeleteVolume:output_type -> gantry.driver.v1.DeleteVolumeResponse
-	41, // 58: gantry.driver.v1.VolumeBackendService.Mount:output_type -> gantry.driver.v1.MountResponse
-	43, // 59: gantry.driver.v1.VolumeBackendService.Unmount:output_type -> gantry.driver.v1.UnmountResponse
-	34, // 60: gantry.driver.v1.VolumeBackendService.ListVolumes:output_type -> gantry.driver.v1.ListVolumesResponse
-	41, // [41:61] is the sub-list for method output_type
-	21, // [21:41] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	37, // 15: gantry.driver.v1.VolumeUsageRequest.volume:type_name -> gantry.driver.v1.VolumeSpec
+	50, // 16: gantry.driver.v1.VolumeSpec.options:type_name -> gantry.driver.v1.VolumeSpec.OptionsEntry
+	37, // 17: gantry.driver.v1.CreateVolumeRequest.volume:type_name -> gantry.driver.v1.VolumeSpec
+	37, // 18: gantry.driver.v1.DeleteVolumeRequest.volume:type_name -> gantry.driver.v1.VolumeSpec
+	37, // 19: gantry.driver.v1.MountRequest.volume:type_name -> gantry.driver.v1.VolumeSpec
+	51, // 20: gantry.driver.v1.MountResponse.mount:type_name -> gantry.types.v1.Mount
+	37, // 21: gantry.driver.v1.UnmountRequest.volume:type_name -> gantry.driver.v1.VolumeSpec
+	0,  // 22: gantry.driver.v1.PluginService.Info:input_type -> gantry.driver.v1.InfoRequest
+	2,  // 23: gantry.driver.v1.PluginService.Configure:input_type -> gantry.driver.v1.ConfigureRequest
+	5,  // 24: gantry.driver.v1.SnapshotterService.Prepare:input_type -> gantry.driver.v1.PrepareRequest
+	7,  // 25: gantry.driver.v1.SnapshotterService.View:input_type -> gantry.driver.v1.ViewRequest
+	9,  // 26: gantry.driver.v1.SnapshotterService.Mounts:input_type -> gantry.driver.v1.MountsRequest
+	11, // 27: gantry.driver.v1.SnapshotterService.Commit:input_type -> gantry.driver.v1.CommitRequest
+	13, // 28: gantry.driver.v1.SnapshotterService.Remove:input_type -> gantry.driver.v1.RemoveRequest
+	15, // 29: gantry.driver.v1.SnapshotterService.Stat:input_type -> gantry.driver.v1.StatRequest
+	17, // 30: gantry.driver.v1.SnapshotterService.List:input_type -> gantry.driver.v1.ListRequest
+	20, // 31: gantry.driver.v1.NetworkDriverService.CreateNetwork:input_type -> gantry.driver.v1.CreateNetworkRequest
+	22, // 32: gantry.driver.v1.NetworkDriverService.DeleteNetwork:input_type -> gantry.driver.v1.DeleteNetworkRequest
+	24, // 33: gantry.driver.v1.NetworkDriverService.Attach:input_type -> gantry.driver.v1.AttachRequest
+	31, // 34: gantry.driver.v1.NetworkDriverService.Detach:input_type -> gantry.driver.v1.DetachRequest
+	26, // 35: gantry.driver.v1.NetworkDriverService.Publish:input_type -> gantry.driver.v1.PublishRequest
+	28, // 36: gantry.driver.v1.NetworkDriverService.ListEndpoints:input_type -> gantry.driver.v1.ListEndpointsRequest
+	38, // 37: gantry.driver.v1.VolumeBackendService.CreateVolume:input_type -> gantry.driver.v1.CreateVolumeRequest
+	40, // 38: gantry.driver.v1.VolumeBackendService.DeleteVolume:input_type -> gantry.driver.v1.DeleteVolumeRequest
+	42, // 39: gantry.driver.v1.VolumeBackendService.Mount:input_type -> gantry.driver.v1.MountRequest
+	44, // 40: gantry.driver.v1.VolumeBackendService.Unmount:input_type -> gantry.driver.v1.UnmountRequest
+	35, // 41: gantry.driver.v1.VolumeBackendService.ListVolumes:input_type -> gantry.driver.v1.ListVolumesRequest
+	33, // 42: gantry.driver.v1.VolumeBackendService.VolumeUsage:input_type -> gantry.driver.v1.VolumeUsageRequest
+	1,  // 43: gantry.driver.v1.PluginService.Info:output_type -> gantry.driver.v1.InfoResponse
+	3,  // 44: gantry.driver.v1.PluginService.Configure:output_type -> gantry.driver.v1.ConfigureResponse
+	6,  // 45: gantry.driver.v1.SnapshotterService.Prepare:output_type -> gantry.driver.v1.PrepareResponse
+	8,  // 46: gantry.driver.v1.SnapshotterService.View:output_type -> gantry.driver.v1.ViewResponse
+	10, // 47: gantry.driver.v1.SnapshotterService.Mounts:output_type -> gantry.driver.v1.MountsResponse
+	12, // 48: gantry.driver.v1.SnapshotterService.Commit:output_type -> gantry.driver.v1.CommitResponse
+	14, // 49: gantry.driver.v1.SnapshotterService.Remove:output_type -> gantry.driver.v1.RemoveResponse
+	16, // 50: gantry.driver.v1.SnapshotterService.Stat:output_type -> gantry.driver.v1.StatResponse
+	18, // 51: gantry.driver.v1.SnapshotterService.List:output_type -> gantry.driver.v1.ListResponse
+	21, // 52: gantry.driver.v1.NetworkDriverService.CreateNetwork:output_type -> gantry.driver.v1.CreateNetworkResponse
+	23, // 53: gantry.driver.v1.NetworkDriverService.DeleteNetwork:output_type -> gantry.driver.v1.DeleteNetworkResponse
+	30, // 54: gantry.driver.v1.NetworkDriverService.Attach:output_type -> gantry.driver.v1.AttachResponse
+	32, // 55: gantry.driver.v1.NetworkDriverService.Detach:output_type -> gantry.driver.v1.DetachResponse
+	27, // 56: gantry.driver.v1.NetworkDriverService.Publish:output_type -> gantry.driver.v1.PublishResponse
+	29, // 57: gantry.driver.v1.NetworkDriverService.ListEndpoints:output_type -> gantry.driver.v1.ListEndpointsResponse
+	39, // 58: gantry.driver.v1.VolumeBackendService.CreateVolume:output_type -> gantry.driver.v1.CreateVolumeResponse
+	41, // 59: gantry.driver.v1.VolumeBackendService.DeleteVolume:output_type -> gantry.driver.v1.DeleteVolumeResponse
+	43, // 60: gantry.driver.v1.VolumeBackendService.Mount:output_type -> gantry.driver.v1.MountResponse
+	45, // 61: gantry.driver.v1.VolumeBackendService.Unmount:output_type -> gantry.driver.v1.UnmountResponse
+	36, // 62: gantry.driver.v1.VolumeBackendService.ListVolumes:output_type -> gantry.driver.v1.ListVolumesResponse
+	34, // 63: gantry.driver.v1.VolumeBackendService.VolumeUsage:output_type -> gantry.driver.v1.VolumeUsageResponse
+	43, // [43:64] is the sub-list for method output_type
+	22, // [22:43] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_gantry_driver_v1_driver_proto_init() }
@@ -2788,7 +2924,7 @@ func file_gantry_driver_v1_driver_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_gantry_driver_v1_driver_proto_rawDesc), len(file_gantry_driver_v1_driver_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   49,
+			NumMessages:   51,
 			NumExtensions: 0,
 			NumServices:   4,
 		},

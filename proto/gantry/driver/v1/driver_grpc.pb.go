@@ -842,6 +842,7 @@ const (
 	VolumeBackendService_Mount_FullMethodName        = "/gantry.driver.v1.VolumeBackendService/Mount"
 	VolumeBackendService_Unmount_FullMethodName      = "/gantry.driver.v1.VolumeBackendService/Unmount"
 	VolumeBackendService_ListVolumes_FullMethodName  = "/gantry.driver.v1.VolumeBackendService/ListVolumes"
+	VolumeBackendService_VolumeUsage_FullMethodName  = "/gantry.driver.v1.VolumeBackendService/VolumeUsage"
 )
 
 // VolumeBackendServiceClient is the client API for VolumeBackendService service.
@@ -860,6 +861,8 @@ type VolumeBackendServiceClient interface {
 	Unmount(ctx context.Context, in *UnmountRequest, opts ...grpc.CallOption) (*UnmountResponse, error)
 	// ListVolumes streams the volumes the backend holds, known to the daemon or not.
 	ListVolumes(ctx context.Context, in *ListVolumesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ListVolumesResponse], error)
+	// VolumeUsage counts what a volume takes. Capability "usage".
+	VolumeUsage(ctx context.Context, in *VolumeUsageRequest, opts ...grpc.CallOption) (*VolumeUsageResponse, error)
 }
 
 type volumeBackendServiceClient struct {
@@ -929,6 +932,16 @@ func (c *volumeBackendServiceClient) ListVolumes(ctx context.Context, in *ListVo
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type VolumeBackendService_ListVolumesClient = grpc.ServerStreamingClient[ListVolumesResponse]
 
+func (c *volumeBackendServiceClient) VolumeUsage(ctx context.Context, in *VolumeUsageRequest, opts ...grpc.CallOption) (*VolumeUsageResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(VolumeUsageResponse)
+	err := c.cc.Invoke(ctx, VolumeBackendService_VolumeUsage_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // VolumeBackendServiceServer is the server API for VolumeBackendService service.
 // All implementations must embed UnimplementedVolumeBackendServiceServer
 // for forward compatibility.
@@ -945,6 +958,8 @@ type VolumeBackendServiceServer interface {
 	Unmount(context.Context, *UnmountRequest) (*UnmountResponse, error)
 	// ListVolumes streams the volumes the backend holds, known to the daemon or not.
 	ListVolumes(*ListVolumesRequest, grpc.ServerStreamingServer[ListVolumesResponse]) error
+	// VolumeUsage counts what a volume takes. Capability "usage".
+	VolumeUsage(context.Context, *VolumeUsageRequest) (*VolumeUsageResponse, error)
 	mustEmbedUnimplementedVolumeBackendServiceServer()
 }
 
@@ -969,6 +984,9 @@ func (UnimplementedVolumeBackendServiceServer) Unmount(context.Context, *Unmount
 }
 func (UnimplementedVolumeBackendServiceServer) ListVolumes(*ListVolumesRequest, grpc.ServerStreamingServer[ListVolumesResponse]) error {
 	return status.Error(codes.Unimplemented, "method ListVolumes not implemented")
+}
+func (UnimplementedVolumeBackendServiceServer) VolumeUsage(context.Context, *VolumeUsageRequest) (*VolumeUsageResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method VolumeUsage not implemented")
 }
 func (UnimplementedVolumeBackendServiceServer) mustEmbedUnimplementedVolumeBackendServiceServer() {}
 func (UnimplementedVolumeBackendServiceServer) testEmbeddedByValue()                              {}
@@ -1074,6 +1092,24 @@ func _VolumeBackendService_ListVolumes_Handler(srv interface{}, stream grpc.Serv
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type VolumeBackendService_ListVolumesServer = grpc.ServerStreamingServer[ListVolumesResponse]
 
+func _VolumeBackendService_VolumeUsage_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(VolumeUsageRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(VolumeBackendServiceServer).VolumeUsage(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: VolumeBackendService_VolumeUsage_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(VolumeBackendServiceServer).VolumeUsage(ctx, req.(*VolumeUsageRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // VolumeBackendService_ServiceDesc is the grpc.ServiceDesc for VolumeBackendService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -1096,6 +1132,10 @@ var VolumeBackendService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Unmount",
 			Handler:    _VolumeBackendService_Unmount_Handler,
+		},
+		{
+			MethodName: "VolumeUsage",
+			Handler:    _VolumeBackendService_VolumeUsage_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{
