@@ -120,6 +120,15 @@ func (tx *Tx) Kept() uint64 {
 	return binary.BigEndian.Uint64(k) - 1
 }
 
+// Kept is the oldest revision on disk that Watch can begin after.
+func (db *DB) Kept() (rev uint64, err error) {
+	err = db.View(func(tx *Tx) error {
+		rev = tx.Kept()
+		return nil
+	})
+	return rev, err
+}
+
 // Watch ranges over the events after a revision: first those that were, then those that come,
 // until ctx ends (whose cause is then the last error) or the caller breaks off. It fails with
 // OutOfRange if events after that revision are no longer kept, also when the caller is so slow
