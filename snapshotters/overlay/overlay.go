@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"iter"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -232,11 +233,7 @@ func (s *state) remount(sn shelf.Snapshot) error {
 	if err := s.shelf.Alive(sn); err != nil {
 		return err
 	}
-	mark := s.shelf.Work(sn) + "/work/incompat/volatile"
-	if err := unix.Rmdir(mark); err != nil && !errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("rmdir %s: %w", mark, err)
-	}
-	return nil
+	return os.RemoveAll(s.shelf.Work(sn) + "/work/incompat/volatile")
 }
 
 // mounts says how to mount sn on parents.

@@ -21,7 +21,7 @@ type Fill func(ctx context.Context, sn Snapshot, parents []Snapshot) error
 // Make makes a snapshot of r's kind, key, parent and labels, and returns it with its parents;
 // if one of that kind, key and parent is there, that one. With volatile nothing is synced.
 func (s *Shelf) Make(ctx context.Context, r Record, volatile bool, fill Fill) (_ Snapshot, _ []Snapshot, err error) {
-	if err := snapshotters.CheckKey(r.Key); err != nil {
+	if err := checkKeys(r.Parent, r.Key); err != nil {
 		return Snapshot{}, nil, err
 	}
 	if volatile {
@@ -46,6 +46,18 @@ func (s *Shelf) Make(ctx context.Context, r Record, volatile bool, fill Fill) (_
 	}
 	s.entries[r.Key] = &entry{Snapshot: sn}
 	return sn, parents, nil
+}
+
+func checkKeys(parent string, keys ...string) error {
+	if parent != "" {
+		keys = append(keys, parent)
+	}
+	for _, k := range keys {
+		if err := snapshotters.CheckKey(k); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // admit says whether r may be made, and leans it on its parent; or returns the one that is there.
@@ -125,10 +137,8 @@ type Settle func(ctx context.Context, sn Snapshot, parents []Snapshot) error
 // Commit turns the active snapshot key into the committed snapshot name. Settle runs before the
 // record is written. With rebase, what stands on nothing may be hung on parent.
 func (s *Shelf) Commit(ctx context.Context, key, name, parent string, rebase bool, settle Settle) error {
-	for _, k := range []string{key, name} {
-		if err := snapshotters.CheckKey(k); err != nil {
-			return err
-		}
+	if err := checkKeys(parent, key, name); err != nil {
+		return err
 	}
 	if key == name {
 		return fmt.Errorf("snapshot %q cannot be committed under its own key: %w", key, errdefs.ErrInvalidArgument)

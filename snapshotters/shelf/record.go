@@ -14,8 +14,6 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
-
-	"github.com/gantryd/gantry/snapshotters"
 )
 
 // Kind is what may be done with a snapshot.
@@ -63,13 +61,8 @@ func parseRecord(raw []byte) (Record, error) {
 	if err := json.Unmarshal(raw, &r); err != nil {
 		return Record{}, err
 	}
-	if err := snapshotters.CheckKey(r.Key); err != nil {
+	if err := checkKeys(r.Parent, r.Key); err != nil {
 		return Record{}, err
-	}
-	if r.Parent != "" {
-		if err := snapshotters.CheckKey(r.Parent); err != nil {
-			return Record{}, err
-		}
 	}
 	switch r.Kind {
 	case Active, View, Committed:
