@@ -1,0 +1,94 @@
+# What people type. "make help" explains it; test/run.sh and test/setup.sh hold the longer words.
+
+SHELL := /bin/bash
+BIN := $(CURDIR)/bin
+TOOLS := $(CURDIR)/.tools
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+GO := CGO_ENABLED=0 go
+PROGRAMS := gantry gantryd gantry-shim gantry-plugin
+PREFIX ?= /usr/local
+TEST_TIMEOUT ?= 30m
+# Integration tests share two cores; each still has directories and namespaces of its own.
+E2E_PARALLEL ?= 2
+
+BUF := $(TOOLS)/buf-1.72.0
+GOFUMPT := $(TOOLS)/gofumpt-0.12.0
+GOLANGCI := $(TOOLS)/golangci-lint-2.15.0
+
+.DEFAULT_GOAL := help
+.PHONY: help run stop build install uninstall test unit laws e2e crash compat vm bench check format proto tools setup clean
+
+help: ## explain the targets
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: build ## build, start a daemon of its own, run a container from the embedded image
+	@test/run.sh start "$(BIN)"
+
+stop: ## stop what "make run" started and leave the host as it was
+	@test/run.sh stop "$(BIN)"
+
+build: ## build the programs into bin/
+	@mkdir -p $(BIN)
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/gantry ./ctl
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/gantryd ./daemon
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/gantry-shim ./shim
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/gantry-plugin ./plugins/builtin
+
+install: build ## install the programs, the configuration and the systemd unit below PREFIX
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)/etc/gantry $(DESTDIR)$(PREFIX)/lib/systemd/system
+	install -m 0755 $(addprefix $(BIN)/,$(PROGRAMS)) $(DESTDIR)$(PREFIX)/bin/
+	test -e $(DESTDIR)/etc/gantry/gantryd.toml || install -m 0644 docs/gantryd.toml $(DESTDIR)/etc/gantry/gantryd.toml
+	sed 's#@PREFIX@#$(PREFIX)#' docs/gantryd.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/gantryd.service
+	test -n "$(DESTDIR)" || getent group gantry >/dev/null || groupadd --system gantry
+
+uninstall: ## remove what install put there; data in /var/lib/gantry stays
+	rm -f $(addprefix $(DESTDIR)$(PREFIX)/bin/,$(PROGRAMS)) $(DESTDIR)$(PREFIX)/lib/systemd/system/gantryd.service
+
+test: setup build unit e2e crash ## everything that must pass: unit, laws, suites, e2e, crash
+
+unit: laws ## unit tests, laws and driver suites (as root)
+	go test -count=1 -timeout $(TEST_TIMEOUT) $$(go list ./... | grep -v '/test/')
+
+laws: ## who may import whom, package comments, the store's drawing
+	go test -count=1 ./test
+
+e2e: setup build ## the real programs, end to end (as root)
+	go test -count=1 -timeout $(TEST_TIMEOUT) -parallel $(E2E_PARALLEL) ./test/e2e/...
+
+crash: setup build ## kill -9 of daemon, plugin and shim, everywhere (as root)
+	go test -count=1 -timeout $(TEST_TIMEOUT) ./test/crash/...
+
+bench: setup build ## measure beside docker, podman, ctr, crun and runc, whichever are installed
+	test/setup.sh bench
+	go test -tags bench -count=1 -timeout 60m -v ./test/bench $(BENCH)
+
+check: tools ## format, lint, protos, generated code, vet, changelog
+	@test/check.sh "$(TOOLS)" "$(BUF)" "$(GOFUMPT)" "$(GOLANGCI)"
+
+format: tools ## format Go and protos
+	$(GOFUMPT) -w $$(git ls-files '*.go' ':!:*.pb.go')
+	$(BUF) format -w proto
+
+proto: tools ## generate Go from the protos
+	PATH="$(TOOLS):$$PATH" $(BUF) generate
+
+setup: ## install the Debian packages that the tests use, where they are missing
+	@test/setup.sh test
+
+tools: $(BUF) $(GOFUMPT) $(GOLANGCI) $(TOOLS)/protoc-gen-go ## build the tools of "make check" into .tools/
+
+# Version in the name: a new version is a new file, and an old tool is never taken for it.
+$(BUF):
+	GOBIN=$(TOOLS) go install github.com/bufbuild/buf/cmd/buf@v1.72.0 && mv $(TOOLS)/buf $@
+$(GOFUMPT):
+	GOBIN=$(TOOLS) go install mvdan.cc/gofumpt@v0.12.0 && mv $(TOOLS)/gofumpt $@
+$(GOLANGCI):
+	GOBIN=$(TOOLS) go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0 && mv $(TOOLS)/golangci-lint $@
+$(TOOLS)/protoc-gen-go:
+	GOBIN=$(TOOLS) go install google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2
+	GOBIN=$(TOOLS) go install github.com/containerd/ttrpc/cmd/protoc-gen-go-ttrpc@v1.2.10
+	GOBIN=$(TOOLS) go install google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12
+
+clean: ## remove what was built
+	rm -rf $(BIN)

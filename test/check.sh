@@ -1,0 +1,74 @@
+#!/usr/bin/env bash
+# "make check": everything that can be judged without running the product.
+# Every part runs, even after one has failed: who mends one thing wants to know of the others.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+tools=$1 buf=$2 gofumpt=$3 golangci=$4
+failed=()
+
+part() {
+	local name=$1
+	shift
+	echo "check: $name"
+	"$@" || failed+=("$name")
+}
+
+formatted() {
+	local out
+	out=$(git ls-files -co --exclude-standard '*.go' | grep -v '\.pb\.go$' | xargs "$gofumpt" -l)
+	[ -z "$out" ] || {
+		printf 'not formatted (make format):\n%s\n' "$out"
+		return 1
+	}
+}
+
+generated() {
+	local dir
+	dir=$(mktemp -d)
+	trap 'rm -rf "$dir"' RETURN
+	PATH="$tools:$PATH" "$buf" generate -o "$dir" || return 1
+	local f rc=0
+	while IFS= read -r f; do
+		cmp -s "$f" "$dir/$f" || {
+			echo "$f is not what the protos say (make proto)"
+			rc=1
+		}
+	done < <(git ls-files 'proto/*.pb.go')
+	return $rc
+}
+
+# The promises of the last release, as a descriptor set. "make release" will renew it; nothing else may.
+unbroken() { "$buf" breaking --against proto/released.txtpb; }
+
+fragments() {
+	compgen -G 'docs/changes/unreleased/*.md' >/dev/null || {
+		echo "docs/changes/unreleased is empty: a change carries its note"
+		return 1
+	}
+}
+
+tidy() {
+	go mod tidy -diff >/dev/null || {
+		echo "go.mod and go.sum are not tidy (go mod tidy)"
+		return 1
+	}
+}
+
+vet() { go vet ./... && go vet -tags fault ./... && GOARCH=arm64 CGO_ENABLED=0 go vet ./...; }
+
+part "format" formatted
+part "go.mod" tidy
+part "buf lint" "$buf" lint
+part "buf format" "$buf" format -d --exit-code
+part "buf breaking" unbroken
+part "generated code" generated
+part "changelog" fragments
+part "vet (amd64, arm64, with failpoints)" vet
+part "golangci-lint" "$golangci" run ./...
+part "laws" go test -count=1 ./test
+
+if [ "${#failed[@]}" -gt 0 ]; then
+	printf 'check: FAILED: %s\n' "${failed[@]}" >&2
+	exit 1
+fi
+echo "check: all well"

@@ -1,0 +1,2 @@
+// Package e2e drives the real programs, end to end: one file a journey.
+package e2e

@@ -1,0 +1,191 @@
+package e2e
+
+import (
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/gantryd/gantry/test/harness"
+)
+
+// TestInfo asks the daemon what it is.
+func TestInfo(t *testing.T) {
+	t.Parallel()
+	m := harness.New(t)
+	if out := m.Must("system", "info", "-f", "{{.Instance}} {{.Root}} {{.Snapshotter}}"); out != m.Instance+" "+m.Root+" overlay" {
+		t.Errorf("info: %q", out)
+	}
+	image := m.Busybox()
+	m.Must("run", "-d", "--name", "c", image, "sh", "-c", "head -c 5000000 /dev/zero > /big; sleep 1000")
+	harness.Eventually(t, 10*time.Second, "5 MB are in the container", func() bool {
+		return m.Try("exec", "c", "sh", "-c", "[ $(wc -c < /big) = 5000000 ]").Code == 0
+	})
+	out := m.Must("system", "df", "--format", "{{.Type}} {{.TotalCount}} {{.Active}} {{.Bytes}}")
+	if !strings.Contains(out, "images 2 1") && !strings.Contains(out, "images 1 1") || !strings.Contains(out, "containers 1 1 5") {
+		t.Errorf("df:\n%s", out)
+	}
+}
+
+// TestEvents replays from a revision, and says so when that is too long ago.
+func TestEvents(t *testing.T) {
+	t.Parallel()
+	m := harness.New(t)
+	image := m.Busybox()
+	before := m.Must("system", "info", "-f", "{{.Revision}}")
+	m.Must("run", "--name", "c", image, "true")
+	m.Must("rm", "c")
+	var verbs []string
+	for _, l := range strings.Split(m.Must("events", "--after", before, "--no-follow", "--filter", "kind=containers", "--format", "json"), "\n") {
+		var e struct{ Verb, Facts string }
+		if err := json.Unmarshal([]byte(l), &e); err != nil {
+			t.Fatalf("%q: %v", l, err)
+		}
+		verbs = append(verbs, e.Verb)
+	}
+	if len(verbs) < 3 || verbs[0] != "create" || verbs[len(verbs)-1] != "remove" {
+		t.Errorf("verbs: %v", verbs)
+	}
+	m.Restart()
+	if out := m.Must("events", "--after", before, "--no-follow", "--filter", "kind=containers", "--filter", "verb=remove"); !strings.Contains(out, "remove") {
+		t.Errorf("the history did not survive: %q", out)
+	}
+}
+
+// TestCheckFindsDifferences plants one of each kind and wants it named, then mended.
+func TestCheckFindsDifferences(t *testing.T) {
+	t.Parallel()
+	m := harness.New(t)
+	image := m.Busybox()
+	m.Must("run", "--name", "c", image, "true")
+	m.Must("system", "check")
+	id := m.Must("inspect", "-f", "{{.Id}}", "c")
+	for name, plant := range map[string]string{
+		"blob":      m.Root + "/content/blobs/sha256/" + strings.Repeat("0", 64),
+		"container": m.Root + "/containers/" + strings.Repeat("1", 64) + "/config.json",
+	} {
+		if err := os.MkdirAll(filepath.Dir(plant), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(plant, []byte("x"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		needle := strings.Repeat("0", 64)
+		if name == "container" {
+			needle = strings.Repeat("1", 64)
+		}
+		r := m.Try("system", "check")
+		if r.Code != 1 || !strings.Contains(r.Out, needle[:12]) {
+			t.Errorf("%s: exit %d\n%s", name, r.Code, r.All())
+		}
+		if r := m.Try("system", "check", "--repair"); r.Code != 0 {
+			t.Errorf("%s: repair: exit %d\n%s", name, r.Code, r.All())
+		}
+		m.Must("system", "check")
+	}
+	if out := m.Must("inspect", "-f", "{{.Id}}", "c"); out != id {
+		t.Errorf("the container went with the repair: %q", out)
+	}
+}
+
+// TestSocket is root's and the group's; no one else gets in.
+func TestSocket(t *testing.T) {
+	t.Parallel()
+	m := harness.New(t)
+	st, err := os.Stat(m.State + "/gantry.sock")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if mode := st.Mode().Perm(); mode&0o007 != 0 {
+		t.Errorf("mode %o", mode)
+	}
+	cmd := m.Command("info")
+	cmd.Path = filepath.Join(m.Dir, "gantry")
+	m.Sh("cp %s/gantry %s && chmod 755 %s", m.Bin, cmd.Path, cmd.Path)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	if r := m.Run(cmd); r.Code == 0 || !strings.Contains(r.Err, "permission denied") {
+		t.Errorf("nobody got in: exit %d %s%s", r.Code, r.Out, r.Err)
+	}
+}
+
+// TestTLS serves tcp to whom the authority has signed, and to nobody else.
+func TestTLS(t *testing.T) {
+	t.Parallel()
+	m := harness.Bare(t)
+	m.Sh(`cd %s
+openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout ca.key -out ca.pem -subj /CN=ca -days 2 2>/dev/null
+for n in server client; do
+  openssl req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout $n.key -out $n.csr -subj /CN=$n 2>/dev/null
+  printf 'subjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth,clientAuth\n' > ext
+  openssl x509 -req -in $n.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out $n.pem -days 2 -extfile ext 2>/dev/null
+done
+openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout rogue.key -out rogue.pem -subj /CN=rogue -days 2 2>/dev/null`, m.Dir)
+	f := func(n string) string { return filepath.Join(m.Dir, n) }
+	harness.Flags("--listen", m.Host, "--listen", "tcp://127.0.0.1:7777", "--tls-ca", f("ca.pem"), "--tls-cert", f("server.pem"), "--tls-key", f("server.key"))(m)
+	m.Start()
+	tcp := []string{"--host", "tcp://127.0.0.1:7777", "--tls-ca", f("ca.pem")}
+	m.Must(append(tcp, "--tls-cert", f("client.pem"), "--tls-key", f("client.key"), "info")...)
+	m.Fails(7, "", append(tcp, "--tls-cert", f("rogue.pem"), "--tls-key", f("rogue.key"), "info")...)
+	m.Fails(2, "--tls-ca", "--host", "tcp://127.0.0.1:7777", "info")
+}
+
+// TestSeveralDaemons: two on one machine, in one network namespace, and neither sees the other.
+func TestSeveralDaemons(t *testing.T) {
+	t.Parallel()
+	one, two := harness.New(t), harness.Bare(t)
+	two.NS = one.NS
+	two.Start()
+	one.Must("run", "-d", "--name", "c", "--network", "none", "hello")
+	two.Must("run", "-d", "--name", "c", "--network", "none", "hello")
+	if a, b := one.Must("ps", "-aq", "--no-trunc"), two.Must("ps", "-aq", "--no-trunc"); a == b || len(a) != 64 || len(b) != 64 {
+		t.Errorf("%q and %q", a, b)
+	}
+	for _, m := range []*harness.Machine{one, two} {
+		if out := m.Must("run", "--rm", "hello"); !strings.Contains(out, "gantry") {
+			t.Errorf("on the bridge beside another daemon: %q", out)
+		}
+	}
+	one.Must("rm", "-f", "c")
+	two.Must("inspect", "c")
+	// A second daemon on the same directories is refused, and says what to do.
+	cmd := exec.Command(filepath.Join(one.Bin, "gantryd"), "--root", one.Root, "--state", one.State)
+	if r := one.Run(cmd); r.Code == 0 || !strings.Contains(r.Err, "another gantryd") {
+		t.Errorf("a second daemon on the same directories: exit %d %s", r.Code, r.Err)
+	}
+}
+
+// TestReload: SIGHUP reads registries, log level and limits again; a wrong file changes nothing.
+func TestReload(t *testing.T) {
+	t.Parallel()
+	m := harness.Bare(t)
+	config := filepath.Join(m.Dir, "gantryd.toml")
+	write := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	log := func() string {
+		raw, _ := os.ReadFile(m.LogPath())
+		return string(raw)
+	}
+	write("log_level = \"info\"\n")
+	harness.Flags("--config", config)(m)
+	m.Start()
+	write("log_level = \"info\"\n[registries.\"" + harness.OutsideAddress + ":5000\"]\nplain_http = true\n")
+	_ = syscall.Kill(m.Pid(), syscall.SIGHUP)
+	harness.Eventually(t, 5*time.Second, "it says that it has read it", func() bool { return strings.Contains(log(), "configuration read again") })
+	write("nonsense = 1\n")
+	_ = syscall.Kill(m.Pid(), syscall.SIGHUP)
+	harness.Eventually(t, 5*time.Second, "it says what is wrong", func() bool { return strings.Contains(log(), "nonsense") })
+	m.Must("info")
+	write("log_level = \"info\"\n")
+	cmd := exec.Command(filepath.Join(m.Bin, "gantryd"), "--config", config, "--check-config")
+	if r := m.Run(cmd); r.Code != 0 {
+		t.Errorf("--check-config: exit %d %s", r.Code, r.Err)
+	}
+}
