@@ -28,7 +28,7 @@ type Network struct {
 // Endpoint is one container's place on one network. The daemon chose the addresses.
 type Endpoint struct {
 	ID        string
-	NetNS     string         // path of a pinned network namespace; of Detach, it may be gone
+	NetNS     string         // path of a pinned network namespace; of Detach, see there
 	Addresses []netip.Prefix // with the subnet's length
 	MAC       string         // "": the driver's choice, the same for the same address
 	Interface string         // the name wanted in the namespace
@@ -55,7 +55,9 @@ type Driver interface {
 	DeleteNetwork(ctx context.Context, n Network) error
 	// Attach puts an endpoint into its network namespace, and makes the network first if the host lost it.
 	Attach(ctx context.Context, n Network, e Endpoint) (Attached, error)
-	// Detach takes it out, with what it published, handle or no handle.
+	// Detach takes it out, with what it published, handle or no handle. Without a NetNS the daemon is
+	// about to drop the namespace, and a link that goes with it may be left to go; with one,
+	// which may be gone already, the endpoint is gone from Endpoints when Detach returns.
 	Detach(ctx context.Context, n Network, e Endpoint) error
 	// Endpoints ranges over every endpoint the driver holds, known to the daemon or not.
 	Endpoints(ctx context.Context) iter.Seq2[Held, error]
