@@ -129,6 +129,8 @@ type Endpoint struct {
 	Interface     string                 `protobuf:"bytes,7,opt,name=interface,proto3" json:"interface,omitempty"` // its name in the container
 	Ports         []*Port                `protobuf:"bytes,8,rep,name=ports,proto3" json:"ports,omitempty"`         // as published
 	Id            string                 `protobuf:"bytes,9,opt,name=id,proto3" json:"id,omitempty"`
+	Network       string                 `protobuf:"bytes,10,opt,name=network,proto3" json:"network,omitempty"`   // name of the network
+	Gateways      []string               `protobuf:"bytes,11,rep,name=gateways,proto3" json:"gateways,omitempty"` // one an address, in the same order; "" where there is none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -224,6 +226,20 @@ func (x *Endpoint) GetId() string {
 		return x.Id
 	}
 	return ""
+}
+
+func (x *Endpoint) GetNetwork() string {
+	if x != nil {
+		return x.Network
+	}
+	return ""
+}
+
+func (x *Endpoint) GetGateways() []string {
+	if x != nil {
+		return x.Gateways
+	}
+	return nil
 }
 
 // Port is one published port, or a range.
@@ -678,7 +694,7 @@ const file_gantry_networks_v1_networks_proto_rawDesc = "" +
 	"\x03mtu\x18\a \x01(\rR\x03mtu\x1a:\n" +
 	"\fOptionsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x90\x02\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc6\x02\n" +
 	"\bEndpoint\x12\x1d\n" +
 	"\n" +
 	"network_id\x18\x01 \x01(\tR\tnetworkId\x12!\n" +
@@ -689,7 +705,10 @@ const file_gantry_networks_v1_networks_proto_rawDesc = "" +
 	"\battached\x18\x06 \x01(\bR\battached\x12\x1c\n" +
 	"\tinterface\x18\a \x01(\tR\tinterface\x12.\n" +
 	"\x05ports\x18\b \x03(\v2\x18.gantry.networks.v1.PortR\x05ports\x12\x0e\n" +
-	"\x02id\x18\t \x01(\tR\x02id\"\x9f\x01\n" +
+	"\x02id\x18\t \x01(\tR\x02id\x12\x18\n" +
+	"\anetwork\x18\n" +
+	" \x01(\tR\anetwork\x12\x1a\n" +
+	"\bgateways\x18\v \x03(\tR\bgateways\"\x9f\x01\n" +
 	"\x04Port\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\tR\bprotocol\x12!\n" +
 	"\fhost_address\x18\x02 \x01(\tR\vhostAddress\x12\x1b\n" +
