@@ -129,8 +129,10 @@ type Endpoint struct {
 	Interface     string                 `protobuf:"bytes,7,opt,name=interface,proto3" json:"interface,omitempty"` // its name in the container
 	Ports         []*Port                `protobuf:"bytes,8,rep,name=ports,proto3" json:"ports,omitempty"`         // as published
 	Id            string                 `protobuf:"bytes,9,opt,name=id,proto3" json:"id,omitempty"`
-	Network       string                 `protobuf:"bytes,10,opt,name=network,proto3" json:"network,omitempty"`   // name of the network
-	Gateways      []string               `protobuf:"bytes,11,rep,name=gateways,proto3" json:"gateways,omitempty"` // one an address, in the same order; "" where there is none
+	Network       string                 `protobuf:"bytes,10,opt,name=network,proto3" json:"network,omitempty"`         // name of the network
+	Gateways      []string               `protobuf:"bytes,11,rep,name=gateways,proto3" json:"gateways,omitempty"`       // one an address, in the same order; "" where there is none
+	Nameservers   []string               `protobuf:"bytes,12,rep,name=nameservers,proto3" json:"nameservers,omitempty"` // of the network's own, if it has any
+	Container     string                 `protobuf:"bytes,13,opt,name=container,proto3" json:"container,omitempty"`     // its name when it joined
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -240,6 +242,20 @@ func (x *Endpoint) GetGateways() []string {
 		return x.Gateways
 	}
 	return nil
+}
+
+func (x *Endpoint) GetNameservers() []string {
+	if x != nil {
+		return x.Nameservers
+	}
+	return nil
+}
+
+func (x *Endpoint) GetContainer() string {
+	if x != nil {
+		return x.Container
+	}
+	return ""
 }
 
 // Port is one published port, or a range.
@@ -694,7 +710,7 @@ const file_gantry_networks_v1_networks_proto_rawDesc = "" +
 	"\x03mtu\x18\a \x01(\rR\x03mtu\x1a:\n" +
 	"\fOptionsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc6\x02\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x86\x03\n" +
 	"\bEndpoint\x12\x1d\n" +
 	"\n" +
 	"network_id\x18\x01 \x01(\tR\tnetworkId\x12!\n" +
@@ -708,7 +724,9 @@ const file_gantry_networks_v1_networks_proto_rawDesc = "" +
 	"\x02id\x18\t \x01(\tR\x02id\x12\x18\n" +
 	"\anetwork\x18\n" +
 	" \x01(\tR\anetwork\x12\x1a\n" +
-	"\bgateways\x18\v \x03(\tR\bgateways\"\x9f\x01\n" +
+	"\bgateways\x18\v \x03(\tR\bgateways\x12 \n" +
+	"\vnameservers\x18\f \x03(\tR\vnameservers\x12\x1c\n" +
+	"\tcontainer\x18\r \x01(\tR\tcontainer\"\x9f\x01\n" +
 	"\x04Port\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\tR\bprotocol\x12!\n" +
 	"\fhost_address\x18\x02 \x01(\tR\vhostAddress\x12\x1b\n" +
