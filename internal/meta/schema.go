@@ -62,9 +62,13 @@ var schema = []bucket{
 	{name: eventsBucket, record: (*eventsv1.Event)(nil), internal: true},
 }
 
-// SchemaVersion is the minor version this program writes. It counts changes of what records
-// mean; new tables and new fields do not need one.
-const SchemaVersion = 1
+const (
+	// firstSchema is the minor version of the first release.
+	firstSchema = 1
+	// SchemaVersion is the minor version this program writes. It counts changes of what records
+	// mean; new tables and new fields do not need one.
+	SchemaVersion = firstSchema
+)
 
 // migration takes a store from the version before it to version.
 type migration struct {
@@ -73,33 +77,19 @@ type migration struct {
 	do      func(*bolt.Tx) error
 }
 
-// migrations are in order, and testdata has a store of each version before the present one.
-var migrations = []migration{
-	{1, "keep a version", func(*bolt.Tx) error { return nil }},
-}
+// migrations are in order, one for each version after the first. testdata has a store of every
+// version, which TestFixtures opens.
+var migrations []migration
 
 // migrate brings the file to the newest version of steps and makes what buckets it lacks. Before
 // it changes records it copies the file to "<path>.schema-<version>", which an older daemon reads.
 func (db *DB) migrate(steps []migration) error {
-	newest := steps[len(steps)-1].version
-	have, empty, missing := uint32(0), false, false
-	if err := db.b.View(func(t *bolt.Tx) error {
-		r := t.Bucket(root)
-		if r == nil {
-			empty = true
-			if k, _ := t.Cursor().First(); k != nil {
-				return fmt.Errorf("it holds %q and not %q: it is not gantry's, or of a gantryd that this one cannot read: %w", k, root, errdefs.ErrFailedPrecondition)
-			}
-			return nil
-		}
-		if raw := r.Get(schemaKey); len(raw) == 4 {
-			have = binary.BigEndian.Uint32(raw)
-		}
-		for _, s := range schema {
-			missing = missing || r.Bucket([]byte(s.name)) == nil
-		}
-		return nil
-	}); err != nil {
+	newest := uint32(firstSchema)
+	if len(steps) > 0 {
+		newest = steps[len(steps)-1].version
+	}
+	have, missing, err := db.inspect()
+	if err != nil {
 		return err
 	}
 	if have > newest {
@@ -108,7 +98,7 @@ func (db *DB) migrate(steps []migration) error {
 	if have == newest && !missing {
 		return nil
 	}
-	if !empty && have < newest {
+	if have != 0 && have < newest {
 		if err := db.keepCopy(have); err != nil {
 			return err
 		}
@@ -124,7 +114,7 @@ func (db *DB) migrate(steps []migration) error {
 			}
 		}
 		for _, m := range steps {
-			if m.version <= have || empty {
+			if have == 0 || m.version <= have { // a new store is made as it should be
 				continue
 			}
 			if err := m.do(t); err != nil {
@@ -133,6 +123,26 @@ func (db *DB) migrate(steps []migration) error {
 		}
 		return r.Put(schemaKey, binary.BigEndian.AppendUint32(nil, newest))
 	}))
+}
+
+// inspect finds the version of the file, 0 if it is new, and whether it lacks a bucket.
+func (db *DB) inspect() (have uint32, missing bool, err error) {
+	err = db.b.View(func(t *bolt.Tx) error {
+		first, _ := t.Cursor().First()
+		if first == nil {
+			return nil
+		}
+		r := t.Bucket(root)
+		if r == nil || len(r.Get(schemaKey)) != 4 {
+			return fmt.Errorf("it holds %q and no version of %q: it is not gantry's, or of a gantryd that this one cannot read: %w", first, root, errdefs.ErrFailedPrecondition)
+		}
+		have = binary.BigEndian.Uint32(r.Get(schemaKey))
+		for _, s := range schema {
+			missing = missing || r.Bucket([]byte(s.name)) == nil
+		}
+		return nil
+	})
+	return have, missing, err
 }
 
 // keepCopy writes a copy of the file for going back to the daemon that wrote it.
