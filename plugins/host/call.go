@@ -1,0 +1,252 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// graceForDeath is how long after a broken connection we look whether the process has died. The
+// kernel says both within a millisecond of each other.
+const graceForDeath = 250 * time.Millisecond
+
+var errLimit = errors.New("the limit of the verb")
+
+// call is one call under way.
+type call struct {
+	s       *supervised
+	ctx     context.Context //nolint:containedctx // of the call, and not longer
+	verb    verb
+	noun    string
+	began   time.Time
+	release func()
+}
+
+// begin bounds a call and takes its turn.
+func (s *supervised) begin(ctx context.Context, method string, request any) (*call, error) {
+	v := s.host.o.Limits.verbOf(method)
+	c := &call{s: s, verb: v, noun: nounOf(request), began: time.Now()}
+	ctx, cancel := context.WithTimeoutCause(ctx, v.limit, errLimit)
+	c.ctx = ctx
+	leave, err := s.admit(ctx)
+	if err != nil {
+		cancel()
+		return nil, c.sentence(err, nil)
+	}
+	c.release = sync.OnceFunc(func() {
+		leave()
+		cancel()
+	})
+	return c, nil
+}
+
+// admit waits for a turn. The queue is bounded twice: by its length, and by the deadlines of those who stand in it.
+func (s *supervised) admit(ctx context.Context) (leave func(), err error) {
+	leave = func() { <-s.turns }
+	select {
+	case s.turns <- struct{}{}:
+		return leave, nil
+	default:
+	}
+	if n := s.waiting.Add(1); n > int64(s.host.o.Limits.Waiting) {
+		s.waiting.Add(-1)
+		return nil, status.Errorf(codes.ResourceExhausted, "%d calls are under way and %d wait", cap(s.turns), n-1)
+	}
+	defer s.waiting.Add(-1)
+	select {
+	case s.turns <- struct{}{}:
+		return leave, nil
+	case <-ctx.Done():
+		return nil, status.FromContextError(ctx.Err()).Err()
+	}
+}
+
+// Invoke makes one call of whatever process serves now, and one more if that one goes away: allowed, because
+// every verb is idempotent by key. It implements grpc.ClientConnInterface for the wires of the families.
+func (s *supervised) Invoke(ctx context.Context, method string, args, reply any, opts ...grpc.CallOption) error {
+	c, err := s.begin(ctx, method, args)
+	if err != nil {
+		return err
+	}
+	defer c.release()
+	var gone *process
+	for again := false; ; again = true {
+		p, err := c.process(gone)
+		if err != nil {
+			return c.sentence(err, gone)
+		}
+		stop := s.suspectLater(p)
+		err = p.conn.Invoke(c.ctx, method, args, reply, opts...)
+		stop()
+		if err == nil {
+			s.answered()
+			return nil
+		}
+		if again || status.Code(err) != codes.Unavailable || c.ctx.Err() != nil {
+			return c.failed(err, p)
+		}
+		gone = c.goneOf(p)
+	}
+}
+
+// process finds the process to call.
+func (c *call) process(gone *process) (*process, error) {
+	c.s.host.want(c.s)
+	p, err := c.s.ready(c.ctx, gone)
+	if err != nil {
+		return nil, err
+	}
+	if p.protocol < c.verb.since {
+		return nil, status.Errorf(codes.Unimplemented, "the plugin speaks version %d of the driver contract, this needs %d", p.protocol, c.verb.since)
+	}
+	return p, nil
+}
+
+// goneOf waits for the death of a process whose connection broke. One that lives on is tried again as it is.
+func (c *call) goneOf(p *process) *process {
+	t := time.NewTimer(graceForDeath)
+	defer t.Stop()
+	select {
+	case <-p.dead:
+		return p
+	case <-t.C:
+	case <-c.ctx.Done():
+	}
+	return nil
+}
+
+// failed books an error that the call ends with, and puts it into words.
+func (c *call) failed(err error, p *process) error {
+	switch status.Code(err) {
+	case codes.DeadlineExceeded:
+		// Who gives a call a moment only cannot make us replace the process.
+		if errors.Is(context.Cause(c.ctx), errLimit) || time.Since(c.began) >= c.s.host.o.Limits.Hang {
+			c.s.timedOut(p)
+		}
+	case codes.Unavailable, codes.Canceled:
+	default:
+		c.s.answered() // an error is an answer
+	}
+	return c.sentence(err, p)
+}
+
+// sentence says who did not do what: "driver overlay: prepare x: no answer within 1m0s".
+func (c *call) sentence(err error, p *process) error {
+	st := status.Convert(err)
+	what := strings.TrimSpace(c.verb.word + " " + c.noun)
+	prefix := "driver " + c.s.id.Name + ": " + what + ": "
+	text := st.Message()
+	if strings.HasPrefix(text, prefix) {
+		return err // it has been said
+	}
+	switch code := st.Code(); {
+	case code == codes.DeadlineExceeded && c.ctx.Err() != nil:
+		text = fmt.Sprintf("no answer within %s", time.Since(c.began).Round(time.Millisecond))
+		if errors.Is(context.Cause(c.ctx), errLimit) {
+			text = fmt.Sprintf("no answer within %s, which is the limit", c.verb.limit)
+		}
+	case code == codes.Canceled && c.ctx.Err() != nil:
+		text = "the caller gave up"
+	case code == codes.Unavailable && p != nil && p.isDead():
+		text = "the plugin died: " + p.lastWords()
+	case code == codes.Unavailable && strings.HasPrefix(text, "connection error"), strings.HasPrefix(text, "error reading from server"):
+		text = "the connection to the plugin broke: " + oneLine(text)
+	}
+	text = strings.TrimPrefix(text, what+": ") // the driver may have said so itself
+	out := st.Proto()
+	out.Message = prefix + text
+	return status.ErrorProto(out)
+}
+
+// NewStream opens a stream of answers; it begins once more if the process goes away before the first of them. Later it
+// ends with the error: who listened has seen a part, and knows best what to do.
+func (s *supervised) NewStream(ctx context.Context, desc *grpc.StreamDesc, method string, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+	c, err := s.begin(ctx, method, nil)
+	if err != nil {
+		return nil, err
+	}
+	st := &stream{c: c, desc: desc, method: method, opts: opts}
+	if err := st.open(nil); err != nil {
+		c.release()
+		return nil, err
+	}
+	context.AfterFunc(c.ctx, c.release) // a range that is left early ends its context and tells nobody else
+	return st, nil
+}
+
+type stream struct {
+	grpc.ClientStream
+	c      *call
+	p      *process
+	desc   *grpc.StreamDesc
+	method string
+	opts   []grpc.CallOption
+	sent   []any
+	heard  bool
+}
+
+func (st *stream) open(gone *process) error {
+	p, err := st.c.process(gone)
+	if err != nil {
+		return st.c.sentence(err, gone)
+	}
+	s, err := p.conn.NewStream(st.c.ctx, st.desc, st.method, st.opts...)
+	if err != nil {
+		return st.c.failed(err, p)
+	}
+	st.ClientStream, st.p = s, p
+	return nil
+}
+
+// SendMsg sends, and remembers what it sent.
+func (st *stream) SendMsg(m any) error {
+	if !st.desc.ClientStreams {
+		st.sent = append(st.sent, m)
+	}
+	return st.ClientStream.SendMsg(m)
+}
+
+// RecvMsg receives.
+func (st *stream) RecvMsg(m any) error {
+	stop := st.c.s.suspectLater(st.p)
+	err := st.ClientStream.RecvMsg(m)
+	stop()
+	if !st.heard && status.Code(err) == codes.Unavailable && !st.desc.ClientStreams && st.c.ctx.Err() == nil {
+		err = st.again(m)
+	}
+	st.heard = true
+	switch {
+	case err == nil:
+		st.c.s.answered()
+		return nil
+	case errors.Is(err, io.EOF):
+		st.c.release()
+		return err
+	}
+	err = st.c.failed(err, st.p)
+	st.c.release()
+	return err
+}
+
+func (st *stream) again(m any) error {
+	if err := st.open(st.c.goneOf(st.p)); err != nil {
+		return err
+	}
+	for _, r := range st.sent {
+		if err := st.ClientStream.SendMsg(r); err != nil {
+			return err
+		}
+	}
+	if err := st.CloseSend(); err != nil {
+		return err
+	}
+	return st.ClientStream.RecvMsg(m)
+}
