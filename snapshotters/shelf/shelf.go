@@ -121,11 +121,26 @@ func open(ctx context.Context, root, name string, log *slog.Logger, step func(st
 	if s.shelf, err = os.Open(s.path(shelfName)); err != nil {
 		return nil, fmt.Errorf("open %s: %w", root, err)
 	}
+	spread(s.shelf)
 	if err := s.load(); err != nil {
 		return nil, fmt.Errorf("open %s: %w", root, err)
 	}
 	s.sweeper.start(s.path(trashName), log)
 	return s, nil
+}
+
+// spread asks ext4 to put every directory made in dir into another block group (chattr(1), T).
+//
+// By default they share their parent's, and ext4 passes over inodes that were deleted in the last minutes one by
+// one: where thousands of snapshots come and go, making a directory there was measured to take 2 ms instead of 0.08.
+// Other file systems refuse, and need not be asked.
+func spread(dir *os.File) {
+	const topDir = 0x00020000 // FS_TOPDIR_FL, linux/fs.h
+	flags, err := unix.IoctlGetInt(int(dir.Fd()), unix.FS_IOC_GETFLAGS)
+	if err != nil || flags&topDir != 0 {
+		return
+	}
+	_ = unix.IoctlSetPointerInt(int(dir.Fd()), unix.FS_IOC_SETFLAGS, flags|topDir) // slower without, not wrong
 }
 
 // take locks the root.

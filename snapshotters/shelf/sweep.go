@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -21,6 +22,10 @@ type sweeper struct {
 	done   chan struct{}
 	cancel context.CancelCauseFunc
 }
+
+// sweepPause is how long the trash lies before it is swept. Deleting takes the same locks and processors as the
+// start of the next container.
+const sweepPause = 200 * time.Millisecond
 
 var errStopped = errors.New("the driver is shutting down")
 
@@ -54,6 +59,11 @@ func (w *sweeper) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-w.woken:
+		}
+		select { // let whoever is in a hurry go first; what comes meanwhile is swept along
+		case <-ctx.Done():
+			return
+		case <-time.After(sweepPause):
 		}
 		// What cannot be deleted stays until somebody wakes us again: no loop over a bad disk.
 		if err := w.sweep(ctx); err != nil && ctx.Err() == nil {
@@ -101,7 +111,7 @@ func emptyDir(ctx context.Context, trash, fd, depth int) error {
 			}
 		}
 		if err != nil {
-			if !errors.Is(err, io.EOF) {
+			if !errors.Is(err, io.EOF) && !errors.Is(err, unix.ENOENT) {
 				errs = append(errs, err)
 			}
 			return errors.Join(errs[:min(len(errs), 8)]...)
@@ -129,13 +139,18 @@ func deleteOne(ctx context.Context, trash, parent int, e os.DirEntry, depth int)
 	}
 	for range 3 { // a file system may skip names while others are deleted around them
 		fd, err := unix.Openat(parent, e.Name(), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		if errors.Is(err, unix.ENOENT) {
+			return nil
+		}
 		if err != nil {
 			return err
 		}
 		if err := emptyDir(ctx, trash, fd, depth+1); err != nil {
 			return err
 		}
-		if err = unix.Unlinkat(parent, e.Name(), unix.AT_REMOVEDIR); !errors.Is(err, unix.ENOTEMPTY) {
+		if err = unix.Unlinkat(parent, e.Name(), unix.AT_REMOVEDIR); errors.Is(err, unix.ENOENT) {
+			return nil
+		} else if !errors.Is(err, unix.ENOTEMPTY) {
 			return err
 		}
 	}

@@ -2,7 +2,10 @@ package snapshottest
 
 import (
 	"fmt"
+	"io"
+	"slices"
 	"testing"
+	"time"
 
 	"github.com/gantryd/gantry/plugins/wiretest"
 	"github.com/gantryd/gantry/snapshotters"
@@ -21,6 +24,9 @@ func Bench(b *testing.B, factory Factory) {
 				if err := configure(b.Context(), near, b.TempDir()+"/root"); err != nil {
 					b.Fatal(err)
 				}
+				if c, ok := near.(io.Closer); ok {
+					b.Cleanup(func() { _ = c.Close() })
+				}
 				d := wiretest.Over[snapshotters.Snapshotter](b, w, near, snapshotters.Register, snapshotters.NewClient)
 				parent := ""
 				for n := range 20 {
@@ -33,17 +39,20 @@ func Bench(b *testing.B, factory Factory) {
 					}
 					parent = name
 				}
-				n := 0
+				var prepare []time.Duration
 				for b.Loop() {
-					n++
-					key := fmt.Sprint(n)
+					key, began := fmt.Sprint(len(prepare)), time.Now()
 					if _, err := d.Prepare(b.Context(), key, parent, snapshotters.Options{Volatile: volatile}); err != nil {
 						b.Fatal(err)
 					}
+					prepare = append(prepare, time.Since(began))
 					if err := d.Remove(b.Context(), key); err != nil {
 						b.Fatal(err)
 					}
 				}
+				slices.Sort(prepare)
+				b.ReportMetric(float64(prepare[len(prepare)/2].Microseconds()), "prepare-p50-µs")
+				b.ReportMetric(float64(prepare[len(prepare)*95/100].Microseconds()), "prepare-p95-µs")
 			})
 		}
 	}
