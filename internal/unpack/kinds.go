@@ -251,11 +251,8 @@ func (w *writer) whiteout(dir, base, entry string) error {
 		defer w.t.forget() // directories may be gone
 		return failed("remove", name, w.purge(parent, base, name))
 	}
-	if !w.job.Parented {
-		return nil // there is nothing below
-	}
-	parent, err := w.parent(dir)
-	if err != nil {
+	parent, ok, err := w.covering(dir)
+	if !ok {
 		return err
 	}
 	err = unix.Mknodat(parent, base, unix.S_IFCHR, 0)
@@ -292,14 +289,24 @@ func (w *writer) opaque(dir string) error {
 			return w.purge(d, base, name)
 		}))
 	}
-	if !w.job.Parented {
-		return nil
-	}
-	fd, err := w.parent(dir)
-	if err != nil {
+	fd, ok, err := w.covering(dir)
+	if !ok {
 		return err
 	}
 	return w.hideBelow(fd, dir)
+}
+
+// covering opens, in overlay form, a directory to put marks for the layers below in. There are none to make where nothing is below, or where this layer
+// has a file in the directory's place, which hides all of it.
+func (w *writer) covering(dir string) (fd int, ok bool, err error) {
+	if !w.job.Parented {
+		return -1, false, nil
+	}
+	if _, err := w.t.open(dir); errors.Is(err, unix.ENOTDIR) {
+		return -1, false, nil
+	}
+	fd, err = w.parent(dir)
+	return fd, err == nil, err
 }
 
 // purge removes what is not of this layer.

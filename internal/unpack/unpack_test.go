@@ -4,7 +4,6 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -21,11 +20,6 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 )
-
-func TestMain(m *testing.M) {
-	Main()
-	os.Exit(m.Run())
-}
 
 var when = time.Unix(1_000_000_000, 123_456_789)
 
@@ -308,6 +302,10 @@ func TestEntries(t *testing.T) {
 		},
 		"opaque without an entry": {
 			in: []entry{dir("."), wh("old/.wh..wh..opq")}, apply: []string{"keep/", `keep/x "lower"`, "old/"}, overlay: []string{"old/" + inherit + opaqueMark},
+		},
+		"marks below a file": {
+			in:    []entry{dir("."), file("old", "now a file"), wh("old/.wh.a"), wh("old/b/.wh.c"), wh("old/.wh..wh..opq"), wh(".wh.keep"), wh("keep/.wh.x")},
+			apply: []string{`old "now a file"`}, overlay: []string{"keep dev 0:0", `old "now a file"`},
 		},
 		"opaque top": {
 			in: []entry{dir("."), wh(".wh..wh..opq"), file("f", "x")}, apply: []string{`f "x"`}, overlay: []string{"./" + opaqueMark, `f "x"`},
@@ -643,5 +641,3 @@ func TestManyDirectories(t *testing.T) {
 		}
 	}
 }
-
-var _ = context.Background
