@@ -1,90 +1,158 @@
-// Package runtime is the small interface through which a shim makes, joins and ends the processes
-// of one container. Package native is the default behind it.
+// Package runtime is what a shim uses to make processes: a small interface with two implementations,
+// native (namespaces, mounts and system calls of our own, the default) and any OCI runtime binary.
 //
-// A Runtime belongs to one container and one shim. It keeps nothing on disk: what lasts is the
-// kernel's (the cgroup) and the bundle's.
+// A runtime makes processes and lets go of what it made; it does not wait for them. Whoever drives it
+// is their parent (by clone, or as child subreaper) and reaps them, each by its pidfd or its pid.
+// It keeps nothing on disk: when the process that drives it dies, its containers live on in the
+// kernel, and whoever finds them ends them by their cgroup.
+//
+// Errors carry a class of containerd/errdefs. What config.json asks for and a runtime cannot do is
+// refused by name at Create (NotImplemented), never ignored.
 package runtime
 
 import (
 	"context"
+	"errors"
 	"os"
-	"time"
 
+	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
-// Mount is one mount(2) call, not yet made; Target is relative to the root filesystem's top.
-type Mount struct {
-	Type, Source, Target string
-	Options              []string
-}
-
-// Container is what to make.
-type Container struct {
-	ID      string
-	Spec    *specs.Spec // config.json; Linux.CgroupsPath is the cgroup, below the root of each hierarchy
-	Rootfs  []Mount     // the first is the root filesystem, others are mounted in it
-	RootDir string      // an empty directory of the shim's, where the root filesystem may be mounted in a namespace of its own
-	User    string      // name|uid[:group|gid], looked up in the root filesystem; "" means Spec.Process.User
-	Seccomp []byte      // a compiled filter: an array of struct sock_filter (seccomp(2)); nil means none
-	NetNS   string      // path of a pinned network namespace; "" means what Spec says
-	Init    bool        // a small init is process 1, the command its child
-	Stdio   Stdio
-}
-
-// Exec is another process for a container that runs.
-type Exec struct {
-	Process *specs.Process
-	User    string // as in Container
-	Stdio   Stdio
-}
-
-// Stdio is the process's ends of its pipes. The caller closes its copies once Create or Exec has
-// returned. With Process.Terminal they are not used: Process.Terminal has the other end.
-type Stdio struct{ In, Out, Err *os.File }
-
-// Runtime makes one container. Create comes first, and once a run; Delete ends a run.
-//
-// Errors: errdefs.NotFound, the command is not there; errdefs.PermissionDenied, it cannot be
-// executed; errdefs.NotImplemented, config.json asks for what this runtime does not do, by name;
-// anything else has no class that a caller could act on.
+// Runtime makes containers.
 type Runtime interface {
-	// Create makes the namespaces, the cgroup and the mounts, and a process in them that waits.
-	Create(ctx context.Context, c *Container) (Process, error)
-	// Exec makes another process in them, which waits too.
-	Exec(ctx context.Context, e *Exec) (Process, error)
-	// KillAll ends every process of the container with SIGKILL, frozen ones too.
-	KillAll(ctx context.Context) error
-	// Pause freezes every process; Resume thaws them.
+	// Create makes c: its namespaces, root filesystem, cgroup and first process, everything up to,
+	// and not including, that process's first instruction. When it fails nothing is left.
+	// A container whose first process has exited is made again by Delete and another Create.
+	Create(ctx context.Context, c *Config) (Container, error)
+}
+
+// Container is a container that was created. Its methods may be called from many goroutines.
+type Container interface {
+	// Init is the first process.
+	Init() Process
+	// Exec makes another process, up to its first instruction, in a container that was started.
+	Exec(ctx context.Context, x *Exec) (Process, error)
+	// Kill sends a signal to every process of the container. SIGKILL returns when none is left
+	// but those that are not reaped yet; and it ends a paused container too.
+	Kill(ctx context.Context, sig unix.Signal) error
+	// Pause stops every process and returns when they stand still.
 	Pause(ctx context.Context) error
+	// Resume undoes Pause; of what runs it is a success.
 	Resume(ctx context.Context) error
-	// Update changes limits; nil fields stay.
+	// Update changes the bounds that r names and leaves the others.
 	Update(ctx context.Context, r *specs.LinuxResources) error
-	// Stats samples the cgroup.
+	// Stats samples the cgroup; it answers after the last process has exited, until Delete.
 	Stats(ctx context.Context) (Stats, error)
-	// Delete ends what is left and removes the cgroup. Of what is gone it succeeds.
+	// Delete kills what is left, removes the cgroup and lets go of the mounts. It may take 100 ms
+	// (the kernel writes back the root filesystem): report the exit first. Again: succeeds.
 	Delete(ctx context.Context) error
 }
 
-// Process is one process of a container, a child of the shim.
+// Process is one process of a container.
 type Process interface {
-	// Pid is the process id in the shim's namespace.
-	Pid() int
-	// Terminal is the shim's end of the terminal, nil if there is none. The caller closes it.
-	Terminal() *os.File
-	// Start lets it execute its command, and returns once it has or cannot.
+	// PID is the process's number as the caller of the runtime sees it.
+	PID() int
+	// PIDFD stands for the process as long as it is open, also when the number is another's. It is
+	// the runtime's and closed by Close.
+	PIDFD() *os.File
+	// Start lets the process's first instruction happen; it returns when the program is executed.
+	// A program that is not there or cannot be executed is an error that ExitCode understands;
+	// the process is then dead and reaped by the runtime.
 	Start(ctx context.Context) error
-	// Signal sends a signal; to a process that has ended it does nothing.
+	// Signal signals the process; of one that is gone it is ErrNotFound.
 	Signal(sig unix.Signal) error
-	// Wait reaps it and returns how it ended. Call it once, after Start or instead of it.
-	Wait() (unix.WaitStatus, error)
+	// Terminal is the controlling side of the process's terminal, nil without one. It belongs to
+	// the caller from the first call on, and Close leaves it open then.
+	Terminal() *os.File
+	// Close lets go of descriptors; a process that was never started is killed and reaped.
+	Close() error
 }
 
-// Stats is one sample of a cgroup.
+// Config is a container to be made.
+type Config struct {
+	ID     string
+	Bundle string      // directory of config.json; relative paths in Spec start there
+	Spec   *specs.Spec // read, never changed
+	// Rootfs is mounted, one over the other, as the root filesystem; without any, Spec.Root.Path
+	// is a directory.
+	Rootfs []Mount
+	// User is name|uid[:group|gid], looked up in the container's own /etc/passwd and /etc/group;
+	// "" means what Spec says.
+	User string
+	// Seccomp is a compiled filter (internal/seccomp); empty means what Spec says.
+	Seccomp []byte
+	// NetNS is the path of a pinned network namespace; "" means what Spec says.
+	NetNS string
+	// Init puts a small init before the process: it is pid 1, reaps, forwards signals, and exits
+	// as the process does.
+	Init  bool
+	Stdio Stdio
+	// Warn is told what was asked for and could only be done in part; nil: nobody is.
+	Warn func(message string, args ...any)
+}
+
+// Exec is another process to be made.
+type Exec struct {
+	Spec  *specs.Process
+	User  string // as Config.User
+	Stdio Stdio
+}
+
+// Stdio is a process's standard streams. A runtime duplicates what it gets: the caller closes its
+// copies when Create or Exec has returned. Nil is /dev/null. With a terminal all three are ignored.
+type Stdio struct {
+	In, Out, Err *os.File
+}
+
+// Mount is a filesystem as mount(8) would be told.
+type Mount struct {
+	Type    string // "overlay", "bind", "tmpfs", …
+	Source  string
+	Target  string // path below the root filesystem; "" is the root itself
+	Options []string
+}
+
+// Stats is one sample of a container's cgroup.
 type Stats struct {
-	CPU         time.Duration
-	MemoryBytes uint64
-	Pids        uint64
-	OOMKills    uint64 // processes that the kernel killed for want of memory, since Create
+	CPUUsec          uint64 // used by all processes so far, in microseconds
+	CPUUserUsec      uint64
+	CPUSystemUsec    uint64
+	ThrottledUsec    uint64
+	MemoryBytes      uint64 // used, without what the page cache can give back at once
+	MemoryLimitBytes uint64 // 0: no limit
+	PIDs             uint64
+	PIDsLimit        uint64 // 0: no limit
+	OOMKills         uint64 // processes killed because memory ran out, so far
+}
+
+// CommandError says why a program could not be executed. Its class is NotFound,
+// PermissionDenied, or FailedPrecondition for what is no program.
+type CommandError struct {
+	Command string // as the caller wrote it
+	Reason  string // in words
+	Class   error  // of errdefs
+}
+
+// Error is the sentence.
+func (e *CommandError) Error() string { return "exec " + e.Command + ": " + e.Reason }
+
+// Unwrap is the class.
+func (e *CommandError) Unwrap() error { return e.Class }
+
+// ExitCode is what Docker's users expect a run to exit with that ends in err: 127 for a command that
+// is not there, 126 for one that cannot be executed, 125 for everything else.
+func ExitCode(err error) int {
+	var c *CommandError
+	switch {
+	case err == nil:
+		return 0
+	case !errors.As(err, &c):
+		return 125
+	case errdefs.IsNotFound(c.Class):
+		return 127
+	default:
+		return 126
+	}
 }
