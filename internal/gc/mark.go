@@ -35,11 +35,8 @@ func (c *Collector) mark(mine string, things []Thing) (map[Ref]bool, error) {
 	return needed, err
 }
 
-// only is the refs given and all that they need; nil for nil.
-func (c *Collector) only(refs []Ref, things []Thing) (map[Ref]bool, error) {
-	if refs == nil {
-		return nil, nil
-	}
+// under is the refs given and all that they need.
+func (c *Collector) under(refs []Ref, things []Thing) (map[Ref]bool, error) {
 	under := map[Ref]bool{}
 	return under, c.db.View(func(tx *meta.Tx) error {
 		m := c.marker(tx, things, under)

@@ -183,7 +183,7 @@ func (db *DB) Events(after uint64, limit int) ([]*eventsv1.Event, error) {
 			e := &eventsv1.Event{}
 			if err := proto.Unmarshal(raw, e); err != nil {
 				// the change itself is known, what it was is not: the reader lists again
-				return fmt.Errorf("event %s: %v: list, then watch from there: %w", readable(k), err, errdefs.ErrOutOfRange)
+				return fmt.Errorf("event %s: %w: list, then watch from there: %w", readable(k), err, errdefs.ErrOutOfRange)
 			}
 			batch = append(batch, e)
 		}

@@ -298,7 +298,7 @@ func (op *Op) End(ctx context.Context, err *error) {
 	case *err == nil:
 		*err = undone
 	default:
-		*err = fmt.Errorf("%w (and %v)", *err, undone)
+		*err = fmt.Errorf("%w (and %s)", *err, undone.Error())
 	}
 }
 
@@ -405,7 +405,7 @@ func (db *DB) recoverOne(ctx context.Context, id string) error {
 		p := &storev1.Op{}
 		if err := proto.Unmarshal(raw, p); err != nil {
 			db.journal.leave(id)
-			return fmt.Errorf("operation %s: %v: %w", id, err, errdefs.ErrDataLoss)
+			return fmt.Errorf("operation %s: %w: %w", id, err, errdefs.ErrDataLoss)
 		}
 		op.p = p
 		return nil
@@ -422,7 +422,7 @@ func (tx *Tx) Ops() iter.Seq[*storev1.Op] {
 		for k, raw := c.First(); k != nil; k, raw = c.Next() {
 			op := &storev1.Op{}
 			if err := proto.Unmarshal(raw, op); err != nil {
-				tx.miss(fmt.Errorf("operation %s: %v: %w", k, err, errdefs.ErrDataLoss))
+				tx.miss(fmt.Errorf("operation %s: %w: %w", k, err, errdefs.ErrDataLoss))
 				continue
 			}
 			if !yield(op) {

@@ -65,7 +65,7 @@ func (t Table[T]) Has(tx *Tx, id string) bool { return tx.bucket(t.name).Get([]b
 
 func (t Table[T]) decode(id string, raw []byte, v T) error {
 	if err := proto.Unmarshal(raw, v); err != nil {
-		return fmt.Errorf("%s %q: %v: %w", t.name, readable([]byte(id)), err, errdefs.ErrDataLoss)
+		return fmt.Errorf("%s %q: %w: %w", t.name, readable([]byte(id)), err, errdefs.ErrDataLoss)
 	}
 	return nil
 }

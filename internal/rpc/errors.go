@@ -128,7 +128,8 @@ func FromTTRPC(err error) error {
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return err
 	case gone(err):
-		return fmt.Errorf("the connection is gone: %v: %w", err, errdefs.ErrUnavailable)
+		// only its text: an EOF in the chain would be taken for the end of a stream
+		return fmt.Errorf("the connection is gone: %s: %w", err.Error(), errdefs.ErrUnavailable)
 	}
 	return FromStatus(err)
 }

@@ -30,7 +30,7 @@ func Retry(ctx context.Context, fn func(context.Context) error) error {
 		if err == nil || !passing(err) {
 			return err
 		}
-		wait := pause/2 + rand.N(pause)
+		wait := pause/2 + rand.N(pause) //nolint:gosec // it only keeps callers apart
 		// leave the time to answer: an error that names the other is worth more than silence
 		if time.Until(until) < 2*wait {
 			return err
