@@ -79,18 +79,6 @@ func (n Names) All(tx *Tx) iter.Seq2[string, string] {
 	}
 }
 
-// AllNames ranges over every kind's names: kind and name as Key makes them, and the id.
-func AllNames(tx *Tx) iter.Seq2[string, string] {
-	return func(yield func(string, string) bool) {
-		c := tx.bucket(namesBucket).Cursor()
-		for k, id := c.First(); k != nil; k, id = c.Next() {
-			if !yield(string(k), string(id)) {
-				return
-			}
-		}
-	}
-}
-
 // Resolve finds the record that ref means: an id, a name of that kind, or the beginning of one
 // id only. It fails with NotFound, or with InvalidArgument if several ids begin so.
 func Resolve[T proto.Message](tx *Tx, t Table[T], kind Names, ref string) (T, error) {

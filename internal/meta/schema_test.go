@@ -451,8 +451,6 @@ func FuzzRecords(f *testing.F) {
 		if err := db.View(func(tx *Tx) error {
 			for range Names("container").All(tx) {
 			}
-			for range AllNames(tx) {
-			}
 			for range containers.All(tx) {
 			}
 			for range tx.Claims() {

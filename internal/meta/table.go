@@ -46,9 +46,6 @@ func Key(parts ...string) string { return strings.Join(parts, "\x00") }
 // Parts takes a key apart again.
 func Parts(key string) []string { return strings.Split(key, "\x00") }
 
-// Name is the table's name, which is also the kind of its events.
-func (t Table[T]) Name() string { return t.name }
-
 // Get reads one record. It fails with NotFound, or with DataLoss if what is there cannot be read.
 // The record is the caller's own.
 func (t Table[T]) Get(tx *Tx, id string) (T, error) {
