@@ -44,7 +44,7 @@ func New(path string) *Dir { return &Dir{path: path} }
 // Path is where the namespace id is, or would be, pinned.
 func (d *Dir) Path(id string) string { return filepath.Join(d.path, id) }
 
-// Pin makes a network namespace, with its loopback down, and pins it under id. What is pinned already stays.
+// Pin makes a network namespace, with its loopback up, and pins it under id. What is pinned already stays.
 func (d *Dir) Pin(id string) (string, error) {
 	if err := valid(id); err != nil {
 		return "", fmt.Errorf("pin network namespace %q: %w", id, err)
@@ -74,10 +74,28 @@ func bindNew(path string) error {
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		return fmt.Errorf("unshare: %w", err)
 	}
+	if err := loopbackUp(); err != nil {
+		return fmt.Errorf("bring up lo: %w", err)
+	}
 	if err := unix.Mount(self, path, "", unix.MS_BIND, ""); err != nil {
 		return fmt.Errorf("mount %s: %w", path, err)
 	}
 	return nil
+}
+
+// loopbackUp brings up the loopback of this thread's namespace (netdevice(7)).
+func loopbackUp() error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd) //nolint:errcheck // nothing was sent
+	lo, err := unix.NewIfreq("lo")
+	if err != nil {
+		return err
+	}
+	lo.SetUint16(unix.IFF_UP | unix.IFF_RUNNING)
+	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, lo)
 }
 
 // onThread runs fn on a thread that returns to the network namespace it came from. If

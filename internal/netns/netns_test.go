@@ -3,6 +3,7 @@ package netns
 import (
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -62,6 +63,19 @@ func TestPinFindRemove(t *testing.T) {
 	ino := inode(t, path)
 	if ino == inode(t, "/proc/self/ns/net") {
 		t.Fatal("the pin is the host's own namespace")
+	}
+	fd, err := vns.GetFromPath(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer fd.Close() //nolint:errcheck // a descriptor
+	h, err := netlink.NewHandleAt(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	if lo, err := h.LinkByName("lo"); err != nil || lo.Attrs().Flags&net.FlagUp == 0 {
+		t.Fatalf("lo is not up: %v", err)
 	}
 	again, err := d.Pin("a")
 	if err != nil || again != path || inode(t, again) != ino {
