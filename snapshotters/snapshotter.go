@@ -58,7 +58,7 @@ type Info struct {
 	Key, Parent string
 	Committed   bool
 	ReadOnly    bool  // made by View
-	Bytes       int64 // on disk, without its parents, a hard link counted once; -1: not known. All leaves it -1; Stat counts.
+	Bytes       int64 // on disk, without its parents, a hard link counted once; -1: not known. Stat counts; All says what is known without.
 	Inodes      int64 // likewise
 	Labels      map[string]string
 }

@@ -174,9 +174,7 @@ func (d *Driver) repeat(key string) ([]plugins.Mount, error) {
 func (d *Driver) Commit(ctx context.Context, key, name, parent string) error {
 	s, err := d.open()
 	if err == nil {
-		err = s.Commit(ctx, key, name, parent, false, func(ctx context.Context, sn shelf.Snapshot, _ []shelf.Snapshot) error {
-			return s.Sync(ctx, s.FS(sn))
-		})
+		err = s.Commit(ctx, key, name, parent, false, nil)
 	}
 	return shelf.Fail("commit", key, err)
 }

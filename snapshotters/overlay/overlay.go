@@ -276,18 +276,16 @@ func (d *Driver) Commit(ctx context.Context, key, name, parent string) error {
 	return shelf.Fail("commit", key, err)
 }
 
-// settle makes a layer fit for its parents, and durable.
+// settle makes a layer fit for its parents.
 func (s *state) settle(ctx context.Context, sn shelf.Snapshot, parents []shelf.Snapshot) error {
-	if sn.Parent == "" { // written by hand and not by overlayfs
-		below := make([]string, len(parents))
-		for i, p := range parents {
-			below[i] = s.shelf.FS(p)
-		}
-		if err := adapt(ctx, s.shelf.FS(sn), below); err != nil {
-			return err
-		}
+	if sn.Parent != "" {
+		return nil // written by overlayfs
 	}
-	return s.shelf.Sync(ctx, s.shelf.FS(sn))
+	below := make([]string, len(parents))
+	for i, p := range parents {
+		below[i] = s.shelf.FS(p)
+	}
+	return adapt(ctx, s.shelf.FS(sn), below)
 }
 
 // Remove forgets a snapshot.

@@ -131,11 +131,11 @@ func (s *Shelf) discard(id string) {
 	s.sweeper.wake()
 }
 
-// Settle makes what was written to sn fit to stand on parents, and durable.
+// Settle makes what was written to sn fit to stand on parents. It need not make it durable.
 type Settle func(ctx context.Context, sn Snapshot, parents []Snapshot) error
 
-// Commit turns the active snapshot key into the committed snapshot name. Settle runs before the
-// record is written. With rebase, what stands on nothing may be hung on parent.
+// Commit turns the active snapshot key into the committed snapshot name: settle, if it is not nil, then sync and count, and
+// when all that is on the disk the record. With rebase, what stands on nothing may be hung on parent.
 func (s *Shelf) Commit(ctx context.Context, key, name, parent string, rebase bool, settle Settle) error {
 	if err := checkKeys(parent, key, name); err != nil {
 		return err
@@ -160,7 +160,12 @@ func (s *Shelf) Commit(ctx context.Context, key, name, parent string, rebase boo
 	if len(parents) > 0 {
 		next.Parent = parents[0].Key
 	}
-	err = settle(ctx, old, parents)
+	if settle != nil {
+		err = settle(ctx, old, parents)
+	}
+	if err == nil {
+		next.Usage, err = s.finish(ctx, s.FS(old))
+	}
 	if err == nil {
 		s.step("commit.settled")
 		err = replaceRecord(s.path(shelfName, old.ID), next.Record, s.step)
@@ -284,6 +289,23 @@ func (s *Shelf) childOf(key string) string {
 		}
 	}
 	return "one that is being made"
+}
+
+// finish makes a layer durable and, while the disk is busy, counts it: it will never be cheaper, as the names are still in
+// memory. One that cannot be counted has no usage yet.
+func (s *Shelf) finish(ctx context.Context, dir string) (*Usage, error) {
+	counted := make(chan *Usage, 1)
+	go func() {
+		u, err := du(ctx, dir)
+		if err != nil {
+			s.log.Warn("count a layer", "dir", dir, "err", err)
+			counted <- nil
+			return
+		}
+		counted <- &u
+	}()
+	err := s.Sync(ctx, dir)
+	return <-counted, err
 }
 
 // Sync writes everything that was written to the file system of dir to its device (syncfs(2)). If ctx

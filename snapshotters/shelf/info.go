@@ -14,7 +14,7 @@ func (s *Shelf) Stat(ctx context.Context, key string) (snapshotters.Info, error)
 	if err := snapshotters.CheckKey(key); err != nil {
 		return snapshotters.Info{}, err
 	}
-	sn, u, err := s.Usage(ctx, key)
+	sn, u, err := s.Count(ctx, key)
 	if err != nil {
 		return snapshotters.Info{}, err
 	}
@@ -23,7 +23,7 @@ func (s *Shelf) Stat(ctx context.Context, key string) (snapshotters.Info, error)
 	return i, nil
 }
 
-// Infos describes every snapshot, uncounted.
+// Infos describes every snapshot, with the usage of those that are counted.
 func (s *Shelf) Infos(ctx context.Context) iter.Seq2[snapshotters.Info, error] {
 	return func(yield func(snapshotters.Info, error) bool) {
 		for sn := range s.All() {
@@ -39,8 +39,12 @@ func (s *Shelf) Infos(ctx context.Context) iter.Seq2[snapshotters.Info, error] {
 }
 
 func (sn Snapshot) info() snapshotters.Info {
-	return snapshotters.Info{
+	i := snapshotters.Info{
 		Key: sn.Key, Parent: sn.Parent, Committed: sn.Kind == Committed, ReadOnly: sn.Kind == View,
 		Bytes: -1, Inodes: -1, Labels: maps.Clone(sn.Labels),
 	}
+	if sn.Usage != nil {
+		i.Bytes, i.Inodes = sn.Usage.Bytes, sn.Usage.Inodes
+	}
+	return i
 }

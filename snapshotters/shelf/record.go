@@ -34,6 +34,8 @@ type Record struct {
 	Labels map[string]string `json:"labels,omitempty"`
 	// Boot is the boot a volatile snapshot was made in, after which it is worth nothing.
 	Boot string `json:"boot,omitempty"`
+	// Usage was counted when the snapshot was committed; nil: not yet.
+	Usage *Usage `json:"usage,omitempty"`
 }
 
 // Volatile says whether no fsync is owed.
@@ -63,6 +65,9 @@ func parseRecord(raw []byte) (Record, error) {
 	}
 	if err := checkKeys(r.Parent, r.Key); err != nil {
 		return Record{}, err
+	}
+	if u := r.Usage; u != nil && (u.Bytes < 0 || u.Inodes < 0) {
+		return Record{}, fmt.Errorf("usage %+v", *u)
 	}
 	switch r.Kind {
 	case Active, View, Committed:

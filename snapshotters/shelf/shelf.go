@@ -78,7 +78,6 @@ type entry struct {
 	Snapshot
 	children int
 	going    bool // being removed: nothing new may stand on it
-	usage    *Usage
 }
 
 // Open takes the root of the driver called name, makes it if need be, sweeps what a killed

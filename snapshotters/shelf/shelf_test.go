@@ -22,11 +22,6 @@ import (
 
 func noFill(context.Context, Snapshot, []Snapshot) error { return nil }
 
-// settled is a Settle that does what a driver's must, and no more.
-func settled(s *Shelf) Settle {
-	return func(ctx context.Context, sn Snapshot, _ []Snapshot) error { return s.Sync(ctx, s.FS(sn)) }
-}
-
 func openAt(t *testing.T, root string) *Shelf {
 	t.Helper()
 	s, err := Open(t.Context(), root, "test", slog.New(slog.DiscardHandler))
@@ -58,7 +53,7 @@ func keep(t *testing.T, s *Shelf, key, parent string, volatile bool) Snapshot {
 
 func commit(t *testing.T, s *Shelf, key, name string) {
 	t.Helper()
-	if err := s.Commit(t.Context(), key, name, "", true, settled(s)); err != nil {
+	if err := s.Commit(t.Context(), key, name, "", true, nil); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -329,7 +324,7 @@ func TestReboot(t *testing.T) {
 		if err := s.Alive(sn); !is(err) {
 			t.Errorf("%s: %v", key, err)
 		}
-		if err := s.Commit(t.Context(), key, key+"'", "", false, settled(s)); !is(err) {
+		if err := s.Commit(t.Context(), key, key+"'", "", false, nil); !is(err) {
 			t.Errorf("commit %s: %v", key, err)
 		}
 	}
@@ -431,7 +426,7 @@ func TestWaiting(t *testing.T) {
 	defer cancel()
 	for verb, err := range map[string]error{
 		"remove": s.Remove(ctx, "k"),
-		"commit": s.Commit(ctx, "k", "n", "", false, settled(s)),
+		"commit": s.Commit(ctx, "k", "n", "", false, nil),
 		"make":   func() error { _, _, err := s.Make(ctx, Record{Key: "k", Kind: Active}, false, noFill); return err }(),
 	} {
 		if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "no time") {

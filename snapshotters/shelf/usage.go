@@ -13,19 +13,19 @@ import (
 
 // Usage is what a snapshot takes on disk without its parents.
 type Usage struct {
-	Bytes  int64 // allocated, in whole blocks
-	Inodes int64 // a hard link counted once
+	Bytes  int64 `json:"bytes"`  // allocated, in whole blocks
+	Inodes int64 `json:"inodes"` // a hard link counted once
 }
 
-// Usage counts what a snapshot takes. What is committed does not change and is counted once.
-func (s *Shelf) Usage(ctx context.Context, key string) (Snapshot, Usage, error) {
+// Count counts what a snapshot takes. What is committed does not change and is counted once.
+func (s *Shelf) Count(ctx context.Context, key string) (Snapshot, Usage, error) {
 	s.mu.Lock()
 	e, ok := s.entries[key]
 	if !ok || e.going {
 		s.mu.Unlock()
 		return Snapshot{}, Usage{}, fmt.Errorf("snapshot %q: %w", key, errdefs.ErrNotFound)
 	}
-	sn, known := e.Snapshot, e.usage
+	sn, known := e.Snapshot, e.Usage
 	s.mu.Unlock()
 	if known != nil {
 		return sn, *known, nil
@@ -39,7 +39,7 @@ func (s *Shelf) Usage(ctx context.Context, key string) (Snapshot, Usage, error) 
 	}
 	if sn.Kind == Committed {
 		s.mu.Lock()
-		e.usage = &u
+		e.Usage = &u
 		s.mu.Unlock()
 	}
 	return sn, u, nil

@@ -293,6 +293,11 @@ func testStat(e *env) {
 	if i.Key != "base" || i.Parent != "" || !i.Committed || i.Bytes < size || i.Bytes > size+size/2 || i.Inodes != 4 {
 		e.Errorf("base: %+v, want 4 inodes and a megabyte, once", i)
 	}
+	for all, err := range e.d.All(e.ctx()) {
+		if err != nil || all.Bytes != -1 && all.Bytes != i.Bytes || all.Inodes != -1 && all.Inodes != i.Inodes {
+			e.Errorf("all: %+v, %v, stat %+v", all, err, i)
+		}
+	}
 	if _, err := e.d.Prepare(e.ctx(), "c", "base", snapshotters.Options{Labels: map[string]string{"l": "v"}}); err != nil {
 		e.Fatal(err)
 	}
