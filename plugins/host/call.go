@@ -18,6 +18,9 @@ import (
 // kernel says both within a millisecond of each other.
 const graceForDeath = 250 * time.Millisecond
 
+// aheadOfUs is how far another process's timers may be ahead of ours.
+const aheadOfUs = 50 * time.Millisecond
+
 var errLimit = errors.New("the limit of the verb")
 
 // call is one call under way.
@@ -27,14 +30,18 @@ type call struct {
 	verb    verb
 	noun    string
 	began   time.Time
+	ours    bool // the verb's limit comes before the caller's deadline
 	release func()
 }
 
 // begin bounds a call and takes its turn.
 func (s *supervised) begin(ctx context.Context, method string, request any) (*call, error) {
 	v := s.host.o.Limits.verbOf(method)
-	c := &call{s: s, verb: v, noun: nounOf(request), began: time.Now()}
-	ctx, cancel := context.WithTimeoutCause(ctx, v.limit, errLimit)
+	c := &call{s: s, verb: v, noun: nounOf(request), began: time.Now(), ours: true}
+	if d, ok := ctx.Deadline(); ok {
+		c.ours = time.Until(d) > v.limit
+	}
+	ctx, cancel := context.WithTimeout(ctx, v.limit)
 	c.ctx = ctx
 	leave, err := s.admit(ctx)
 	if err != nil {
@@ -90,6 +97,7 @@ func (s *supervised) Invoke(ctx context.Context, method string, args, reply any,
 			s.answered()
 			return nil
 		}
+		err = c.ifClosed(err)
 		if again || status.Code(err) != codes.Unavailable || c.ctx.Err() != nil {
 			return c.failed(err, p)
 		}
@@ -110,32 +118,43 @@ func (c *call) process(gone *process) (*process, error) {
 	return p, nil
 }
 
+// ifClosed says what it means that a call was cancelled by nobody: its connection was closed, because the process was replaced.
+func (c *call) ifClosed(err error) error {
+	if status.Code(err) == codes.Canceled && c.ctx.Err() == nil {
+		return status.Error(codes.Unavailable, "the plugin was replaced")
+	}
+	return err
+}
+
 // goneOf waits for the death of a process whose connection broke. One that lives on is tried again as it is.
 func (c *call) goneOf(p *process) *process {
-	t := time.NewTimer(graceForDeath)
-	defer t.Stop()
-	select {
-	case <-p.dead:
+	if p.isDeadSoon() {
 		return p
-	case <-t.C:
-	case <-c.ctx.Done():
 	}
 	return nil
 }
 
 // failed books an error that the call ends with, and puts it into words.
 func (c *call) failed(err error, p *process) error {
-	switch status.Code(err) {
-	case codes.DeadlineExceeded:
+	switch {
+	case c.late(err):
 		// Who gives a call a moment only cannot make us replace the process.
-		if errors.Is(context.Cause(c.ctx), errLimit) || time.Since(c.began) >= c.s.host.o.Limits.Hang {
+		if c.ours || time.Since(c.began) >= c.s.host.o.Limits.Hang {
 			c.s.timedOut(p)
 		}
-	case codes.Unavailable, codes.Canceled:
+	case status.Code(err) == codes.Unavailable:
+		p.isDeadSoon() // and has last words
+	case status.Code(err) == codes.Canceled:
 	default:
 		c.s.answered() // an error is an answer
 	}
 	return c.sentence(err, p)
+}
+
+// late reports whether a call ran out of time. The other end keeps the time too, and may be a moment ahead.
+func (c *call) late(err error) bool {
+	d, ok := c.ctx.Deadline()
+	return status.Code(err) == codes.DeadlineExceeded && ok && time.Until(d) < aheadOfUs
 }
 
 // sentence says who did not do what: "driver overlay: prepare x: no answer within 1m0s".
@@ -148,9 +167,9 @@ func (c *call) sentence(err error, p *process) error {
 		return err // it has been said
 	}
 	switch code := st.Code(); {
-	case code == codes.DeadlineExceeded && c.ctx.Err() != nil:
+	case c.late(err):
 		text = fmt.Sprintf("no answer within %s", time.Since(c.began).Round(time.Millisecond))
-		if errors.Is(context.Cause(c.ctx), errLimit) {
+		if c.ours {
 			text = fmt.Sprintf("no answer within %s, which is the limit", c.verb.limit)
 		}
 	case code == codes.Canceled && c.ctx.Err() != nil:
@@ -217,7 +236,7 @@ func (st *stream) SendMsg(m any) error {
 // RecvMsg receives.
 func (st *stream) RecvMsg(m any) error {
 	stop := st.c.s.suspectLater(st.p)
-	err := st.ClientStream.RecvMsg(m)
+	err := st.c.ifClosed(st.ClientStream.RecvMsg(m))
 	stop()
 	if !st.heard && status.Code(err) == codes.Unavailable && !st.desc.ClientStreams && st.c.ctx.Err() == nil {
 		err = st.again(m)

@@ -43,6 +43,8 @@ type process struct {
 	log      string    // path
 	logFrom  int64     // where in it this process's words begin
 
+	draining sync.WaitGroup // until the connection is closed
+
 	dead chan struct{} // closed when it has ended
 	exit string        // how; to be read after dead
 
@@ -137,8 +139,14 @@ func (p *process) end() {
 }
 
 // leave lets go of a process that will outlive us.
-func (p *process) leave() {
-	_ = p.conn.Close()
+func (p *process) leave() { p.hangUp() }
+
+// hangUp ends what connects us.
+func (p *process) hangUp() {
+	if p.conn != nil {
+		_ = p.conn.Close()
+	}
+	p.draining.Wait()
 	if p.lifeline != nil {
 		_ = p.lifeline.Close()
 	}
@@ -146,12 +154,7 @@ func (p *process) leave() {
 
 // bury drops what belonged to a dead process.
 func (p *process) bury() {
-	if p.conn != nil {
-		_ = p.conn.Close()
-	}
-	if p.lifeline != nil {
-		_ = p.lifeline.Close()
-	}
+	p.hangUp()
 	_ = p.pidfd.Close()
 	if p.socket != "" {
 		_ = os.Remove(p.socket)

@@ -172,9 +172,7 @@ func (p *process) sameProgram(checksum []byte) error {
 
 // abandon lets go of a process that turned out not to be ours.
 func (p *process) abandon() error {
-	if p.conn != nil {
-		_ = p.conn.Close()
-	}
+	p.hangUp()
 	err := p.pidfd.Close() // ends watchDeath
 	<-p.dead
 	return err

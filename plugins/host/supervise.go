@@ -173,6 +173,7 @@ func (s *supervised) keep(ctx context.Context, p *process) time.Duration {
 		s.state, s.proc, s.err, s.timeouts = systemv1.Plugin_STATE_READY, p, nil, 0
 		s.info = &p.info
 	})
+	p.draining.Go(func() { p.drain(context.WithoutCancel(ctx)) })
 	why := s.watch(ctx, p)
 	s.change(func() {
 		s.proc = nil
