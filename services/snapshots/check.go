@@ -5,19 +5,12 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"time"
 
 	"github.com/gantryd/gantry/internal/check"
 	"github.com/gantryd/gantry/internal/meta"
 	snapshotsv1 "github.com/gantryd/gantry/proto/gantry/snapshots/v1"
 	"github.com/gantryd/gantry/snapshotters"
 )
-
-// sighting is when a snapshot without a record was first seen, and in which sweep last.
-type sighting struct {
-	first time.Time
-	sweep uint64
-}
 
 // known returns the drivers to look into.
 func (s *Service) known() ([]string, error) {

@@ -13,6 +13,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -43,10 +44,9 @@ type Service struct {
 	drivers Drivers
 	names   []string
 
-	mu       sync.Mutex
-	pending  map[string]*pending // by table key: prepared under an operation that has not ended
-	sighted  map[string]sighting // by table key: see sweeper
-	sweeping uint64
+	mu      sync.Mutex
+	pending map[string]*pending  // by table key: prepared under an operation that has not ended
+	sighted map[string]time.Time // by table key: when the collector first saw what has no record
 }
 
 // pending is a record that will be written when its operation commits, unless the snapshot is gone by then.
@@ -58,7 +58,7 @@ type pending struct {
 // New returns a Service. names are drivers to look into for what the store does not know of, beside those
 // that its records name: the default driver, at least.
 func New(db *meta.DB, d Drivers, names ...string) *Service {
-	s := &Service{db: db, drivers: d, names: names, pending: map[string]*pending{}, sighted: map[string]sighting{}}
+	s := &Service{db: db, drivers: d, names: names, pending: map[string]*pending{}, sighted: map[string]time.Time{}}
 	db.OnUndo(Kind, s.undo)
 	return s
 }
