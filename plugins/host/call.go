@@ -209,20 +209,32 @@ type stream struct {
 	method string
 	opts   []grpc.CallOption
 	sent   []any
-	heard  bool
+	tried  bool // once more
+	heard  bool // an answer, or the end
 }
 
+// open opens the stream, and once more if the process goes away.
 func (st *stream) open(gone *process) error {
-	p, err := st.c.process(gone)
-	if err != nil {
-		return st.c.sentence(err, gone)
+	for {
+		p, err := st.c.process(gone)
+		if err != nil {
+			return st.c.sentence(err, gone)
+		}
+		s, err := p.conn.NewStream(st.c.ctx, st.desc, st.method, st.opts...)
+		if err == nil {
+			st.ClientStream, st.p = s, p
+			return nil
+		}
+		if err = st.c.ifClosed(err); !st.mayTryAgain(err) {
+			return st.c.failed(err, p)
+		}
+		st.tried = true
+		gone = st.c.goneOf(p)
 	}
-	s, err := p.conn.NewStream(st.c.ctx, st.desc, st.method, st.opts...)
-	if err != nil {
-		return st.c.failed(err, p)
-	}
-	st.ClientStream, st.p = s, p
-	return nil
+}
+
+func (st *stream) mayTryAgain(err error) bool {
+	return status.Code(err) == codes.Unavailable && !st.tried && !st.heard && !st.desc.ClientStreams && st.c.ctx.Err() == nil
 }
 
 // SendMsg sends, and remembers what it sent.
@@ -238,7 +250,8 @@ func (st *stream) RecvMsg(m any) error {
 	stop := st.c.s.suspectLater(st.p)
 	err := st.c.ifClosed(st.ClientStream.RecvMsg(m))
 	stop()
-	if !st.heard && status.Code(err) == codes.Unavailable && !st.desc.ClientStreams && st.c.ctx.Err() == nil {
+	if st.mayTryAgain(err) {
+		st.tried = true
 		err = st.again(m)
 	}
 	st.heard = true
@@ -267,5 +280,5 @@ func (st *stream) again(m any) error {
 	if err := st.CloseSend(); err != nil {
 		return err
 	}
-	return st.ClientStream.RecvMsg(m)
+	return st.c.ifClosed(st.ClientStream.RecvMsg(m))
 }

@@ -40,7 +40,7 @@ func self(args ...string) Program {
 }
 
 // quick are limits that make tests short, and still let a slow machine start a process.
-var quick = Limits{Start: 5 * time.Second, Stat: time.Second, Attach: time.Second, Prepare: 10 * time.Second, Hang: 400 * time.Millisecond}
+var quick = Limits{Start: 5 * time.Second, Stat: time.Second, Attach: time.Second, Prepare: 20 * time.Second, Hang: 5 * time.Second}
 
 // shortDir is a state directory whose sockets have short names.
 func shortDir(t *testing.T) string {
@@ -143,6 +143,7 @@ func the(t *testing.T, h *Host) *systemv1.Plugin {
 }
 
 func TestGood(t *testing.T) {
+	t.Parallel()
 	options := json.RawMessage(`{"a":1}`)
 	var h *Host
 	h = start(t, "good", func(o *Options) { o.Config = map[ID]Config{testID: {Options: options}} })
@@ -188,12 +189,14 @@ func TestGood(t *testing.T) {
 }
 
 func TestHasStartsWhatItAsks(t *testing.T) {
+	t.Parallel()
 	if h := start(t, "good"); !h.Has(plugins.Volume, "test", "another") {
 		t.Error("a plugin that was never started has no capabilities")
 	}
 }
 
 func TestUnknown(t *testing.T) {
+	t.Parallel()
 	h := start(t, "good")
 	if _, err := h.Volume("none"); !errdefs.IsNotFound(err) {
 		t.Errorf("got %v, want NotFound", err)
@@ -260,6 +263,7 @@ func TestBad(t *testing.T) {
 }
 
 func TestFailedUntilRestarted(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	path := filepath.Join(dir, "plugin")
 	script := "#!/bin/sh\nexec %q " + asPlugin + " %s\n"
@@ -292,6 +296,7 @@ func TestFailedUntilRestarted(t *testing.T) {
 }
 
 func TestRestartReplacesTheProcess(t *testing.T) {
+	t.Parallel()
 	h := start(t, "good")
 	b := backend(t, h)
 	before := ask(t, b, "pid")
@@ -311,6 +316,7 @@ func TestRestartReplacesTheProcess(t *testing.T) {
 }
 
 func TestOlderVersion(t *testing.T) {
+	t.Parallel()
 	h := start(t, "version-before")
 	b := backend(t, h)
 	if err := b.Delete(t.Context(), volume.Volume{ID: "x"}); err != nil {
@@ -349,6 +355,7 @@ func TestDeathInACall(t *testing.T) {
 }
 
 func TestDeathOnceIsNotNoticed(t *testing.T) {
+	t.Parallel()
 	h := start(t, "good")
 	b := backend(t, h)
 	if err := b.Delete(t.Context(), volume.Volume{ID: "die-once"}); err != nil {
@@ -360,6 +367,7 @@ func TestDeathOnceIsNotNoticed(t *testing.T) {
 }
 
 func TestDeathOfAList(t *testing.T) {
+	t.Parallel()
 	h := start(t, "good")
 	b := backend(t, h)
 	ask(t, b, "pid")
@@ -410,6 +418,7 @@ func TestKilledUnderLoad(t *testing.T) {
 }
 
 func TestErrorsKeepTheirClass(t *testing.T) {
+	t.Parallel()
 	h := start(t, "good")
 	b := backend(t, h)
 	err := b.Delete(t.Context(), volume.Volume{ID: "refuse", Name: "data"})
@@ -430,6 +439,7 @@ func TestErrorsKeepTheirClass(t *testing.T) {
 }
 
 func TestHungVerb(t *testing.T) {
+	t.Parallel()
 	h := start(t, "good", func(o *Options) { o.Limits.Prepare = 300 * time.Millisecond; o.Limits.Hang = 10 * time.Second })
 	b := backend(t, h)
 	before := ask(t, b, "pid")
@@ -455,7 +465,8 @@ func TestHungVerb(t *testing.T) {
 
 // TestStopped: a process that is stopped as a whole does not answer Info either, and is replaced long before the verb's limit.
 func TestStopped(t *testing.T) {
-	h := start(t, "good")
+	t.Parallel()
+	h := start(t, "good", func(o *Options) { o.Limits.Hang = 400 * time.Millisecond })
 	b := backend(t, h)
 	before := ask(t, b, "pid")
 	began := time.Now()
@@ -471,6 +482,7 @@ func TestStopped(t *testing.T) {
 }
 
 func TestTooManyCalls(t *testing.T) {
+	t.Parallel()
 	h := start(t, "good", func(o *Options) { o.Limits.Calls, o.Limits.Waiting, o.Limits.Hang = 2, 3, 10*time.Second })
 	b := backend(t, h)
 	ask(t, b, "pid")
@@ -496,6 +508,7 @@ func TestTooManyCalls(t *testing.T) {
 }
 
 func TestPrinting(t *testing.T) {
+	t.Parallel()
 	h := start(t, "good")
 	b := backend(t, h)
 	for range 3 {
@@ -506,6 +519,7 @@ func TestPrinting(t *testing.T) {
 }
 
 func TestFlood(t *testing.T) {
+	t.Parallel()
 	const limit = 64 << 10
 	h := start(t, "floods-stderr", func(o *Options) { o.Limits.Log = limit })
 	b := backend(t, h)
@@ -533,6 +547,7 @@ func TestFlood(t *testing.T) {
 
 // TestChildHoldsPipes: a child that keeps the plugin's output open does not hide its death.
 func TestChildHoldsPipes(t *testing.T) {
+	t.Parallel()
 	h := start(t, "child-holds-pipes")
 	b := backend(t, h)
 	child, err := strconv.Atoi(ask(t, b, "child"))
@@ -550,6 +565,7 @@ func TestChildHoldsPipes(t *testing.T) {
 }
 
 func TestChecksum(t *testing.T) {
+	t.Parallel()
 	raw, err := os.ReadFile(self().Path)
 	if err != nil {
 		t.Fatal(err)
@@ -647,6 +663,7 @@ func TestExecutables(t *testing.T) {
 }
 
 func TestDropIn(t *testing.T) {
+	t.Parallel()
 	h := start(t, "dies-at-once", func(o *Options) {
 		path := filepath.Join(o.DropIn, "volume", "test")
 		script := fmt.Appendf(nil, "#!/bin/sh\nexec %q %s good\n", self().Path, asPlugin)
@@ -678,6 +695,7 @@ func TestConfigurationIsChecked(t *testing.T) {
 }
 
 func TestStateDirectoryTooLong(t *testing.T) {
+	t.Parallel()
 	h := start(t, "good", func(o *Options) { o.State = filepath.Join(t.TempDir(), strings.Repeat("x", 80)) })
 	if err := backend(t, h).Delete(t.Context(), volume.Volume{ID: "x"}); !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "too long for the path of a socket") {
 		t.Errorf("got %v", err)
@@ -686,6 +704,7 @@ func TestStateDirectoryTooLong(t *testing.T) {
 
 // TestDaemonKilled: the lifeline. A plugin does not outlive a daemon that is killed, unless it lingers.
 func TestDaemonKilled(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		mode string
 		ends bool
@@ -751,6 +770,7 @@ func (m *memory) Save(p *storev1.PluginProcess) error {
 func (m *memory) Forget(string, string) error { return m.Save(nil) }
 
 func TestLingersAndIsFoundAgain(t *testing.T) {
+	t.Parallel()
 	records := &memory{}
 	root, state := t.TempDir(), shortDir(t)
 	next := func(change func(*storev1.PluginProcess)) (pid int, close func()) {
@@ -812,6 +832,7 @@ func TestLingersAndIsFoundAgain(t *testing.T) {
 }
 
 func TestLingererIsWatchedAndReplaced(t *testing.T) {
+	t.Parallel()
 	records := &memory{}
 	root, state := t.TempDir(), shortDir(t)
 	h := func() *Host {
@@ -854,6 +875,7 @@ func TestLingererIsWatchedAndReplaced(t *testing.T) {
 }
 
 func TestCallsAfterTheEnd(t *testing.T) {
+	t.Parallel()
 	h, err := New(Options{Root: t.TempDir(), State: shortDir(t), Builtin: map[ID]Program{testID: self("good")}, DropIn: t.TempDir(), Limits: quick})
 	if err != nil {
 		t.Fatal(err)
