@@ -211,6 +211,7 @@ func hostConfig(c *containersv1.Container) inspectHostConfig {
 		h.RestartPolicy.Name = "on-failure"
 	case containersv1.RestartPolicy_WHEN_EXITED:
 		h.RestartPolicy.Name = "always"
+	case containersv1.RestartPolicy_WHEN_UNSPECIFIED:
 	}
 	if h.Runtime == "" {
 		h.Runtime = "native"

@@ -119,9 +119,7 @@ func listRow(env *cli.Env, c *containersv1.Container, noTrunc bool) map[string]s
 	for _, m := range c.GetSpec().GetVolumes() {
 		mounts = append(mounts, m.GetSource())
 	}
-	for _, n := range networkNames(c) {
-		networks = append(networks, n)
-	}
+	networks = append(networks, networkNames(c)...)
 	for k, v := range c.GetMeta().GetLabels() {
 		labels = append(labels, k+"="+v)
 	}
@@ -153,6 +151,7 @@ func networkNames(c *containersv1.Container) []string {
 		return []string{"host"}
 	case containersv1.NetworkMode_NETWORK_MODE_NONE:
 		return []string{"none"}
+	case containersv1.NetworkMode_NETWORK_MODE_UNSPECIFIED:
 	}
 	var names []string
 	for _, n := range c.GetSpec().GetNetworks() {
@@ -173,8 +172,9 @@ func alive(c *containersv1.Container) bool {
 	switch c.GetStatus().GetPhase() {
 	case containersv1.Phase_PHASE_RUNNING, containersv1.Phase_PHASE_PAUSED, containersv1.Phase_PHASE_STOPPING:
 		return true
+	default:
+		return false
 	}
-	return false
 }
 
 // stateWord is docker's word for the phase; "unreachable" is ours.
@@ -182,19 +182,17 @@ func stateWord(c *containersv1.Container) string {
 	switch c.GetStatus().GetPhase() {
 	case containersv1.Phase_PHASE_RUNNING, containersv1.Phase_PHASE_STOPPING:
 		return "running"
-	case containersv1.Phase_PHASE_STARTING:
-		if c.GetStatus().GetRuns() > 0 {
-			return "restarting"
-		}
-		return "created"
+	case containersv1.Phase_PHASE_RESTARTING:
+		return "restarting"
 	case containersv1.Phase_PHASE_PAUSED:
 		return "paused"
 	case containersv1.Phase_PHASE_EXITED:
 		return "exited"
 	case containersv1.Phase_PHASE_UNREACHABLE:
 		return "unreachable"
+	default: // also while its first process is being made
+		return "created"
 	}
-	return "created"
 }
 
 func statusText(env *cli.Env, c *containersv1.Container) string {

@@ -32,7 +32,7 @@ func Unsupported(r *specs.LinuxResources) string {
 	}
 	if m := r.Memory; m != nil {
 		switch {
-		case m.Kernel != nil, m.KernelTCP != nil:
+		case m.Kernel != nil, m.KernelTCP != nil: //nolint:staticcheck // deprecated, and refused for that
 			return "linux.resources.memory.kernel"
 		case m.Swappiness != nil:
 			return "linux.resources.memory.swappiness"

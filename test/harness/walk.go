@@ -3,6 +3,7 @@ package harness
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -10,7 +11,6 @@ import (
 	"path/filepath"
 	"sort"
 	"strings"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -84,7 +84,7 @@ func describe(path string) (string, error) {
 func attributes(path string) (string, error) {
 	buf := make([]byte, 64<<10)
 	n, err := unix.Llistxattr(path, buf)
-	if err == syscall.EOPNOTSUPP {
+	if errors.Is(err, unix.EOPNOTSUPP) {
 		return "", nil
 	}
 	if err != nil {
