@@ -32,6 +32,7 @@ type Volume struct {
 	Options       map[string]string      `protobuf:"bytes,3,rep,name=options,proto3" json:"options,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // the backend's own
 	Anonymous     bool                   `protobuf:"varint,4,opt,name=anonymous,proto3" json:"anonymous,omitempty"`                                                                      // made for one container, and removed with it on request
 	Mountpoint    string                 `protobuf:"bytes,5,opt,name=mountpoint,proto3" json:"mountpoint,omitempty"`                                                                     // where the backend keeps it on this host, if it says
+	ContainerIds  []string               `protobuf:"bytes,6,rep,name=container_ids,json=containerIds,proto3" json:"container_ids,omitempty"`                                             // who uses it; written by the daemon
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -99,6 +100,13 @@ func (x *Volume) GetMountpoint() string {
 		return x.Mountpoint
 	}
 	return ""
+}
+
+func (x *Volume) GetContainerIds() []string {
+	if x != nil {
+		return x.ContainerIds
+	}
+	return nil
 }
 
 // CreateRequest describes a volume.
@@ -465,7 +473,7 @@ var File_gantry_volumes_v1_volumes_proto protoreflect.FileDescriptor
 
 const file_gantry_volumes_v1_volumes_proto_rawDesc = "" +
 	"\n" +
-	"\x1fgantry/volumes/v1/volumes.proto\x12\x11gantry.volumes.v1\x1a\x1bgantry/types/v1/types.proto\"\x89\x02\n" +
+	"\x1fgantry/volumes/v1/volumes.proto\x12\x11gantry.volumes.v1\x1a\x1bgantry/types/v1/types.proto\"\xae\x02\n" +
 	"\x06Volume\x12)\n" +
 	"\x04meta\x18\x01 \x01(\v2\x15.gantry.types.v1.MetaR\x04meta\x12\x18\n" +
 	"\abackend\x18\x02 \x01(\tR\abackend\x12@\n" +
@@ -473,7 +481,8 @@ const file_gantry_volumes_v1_volumes_proto_rawDesc = "" +
 	"\tanonymous\x18\x04 \x01(\bR\tanonymous\x12\x1e\n" +
 	"\n" +
 	"mountpoint\x18\x05 \x01(\tR\n" +
-	"mountpoint\x1a:\n" +
+	"mountpoint\x12#\n" +
+	"\rcontainer_ids\x18\x06 \x03(\tR\fcontainerIds\x1a:\n" +
 	"\fOptionsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"B\n" +
