@@ -32,13 +32,15 @@ var (
 
 // Driver implements snapshotters.Snapshotter and plugins.Plugin.
 type Driver struct {
+	turn chan struct{} // held by who configures
+
 	mu    sync.Mutex
 	root  string
 	shelf *shelf.Shelf
 }
 
 // New returns a driver that has still to be configured.
-func New() *Driver { return &Driver{} }
+func New() *Driver { return &Driver{turn: make(chan struct{}, 1)} }
 
 // Info says what the driver is.
 func (d *Driver) Info(context.Context) (plugins.Info, error) {
@@ -53,20 +55,36 @@ func (d *Driver) Configure(ctx context.Context, c plugins.Config) error {
 	case !filepath.IsAbs(c.Root):
 		return fmt.Errorf("configure %s: root %q must be an absolute path: %w", Name, c.Root, errdefs.ErrInvalidArgument)
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.shelf != nil {
-		if d.root == c.Root {
-			return nil
-		}
-		return fmt.Errorf("configure %s: it is configured already, for %s: %w", Name, d.root, errdefs.ErrFailedPrecondition)
+	select {
+	case d.turn <- struct{}{}:
+		defer func() { <-d.turn }()
+	case <-ctx.Done():
+		return fmt.Errorf("configure %s: another call does: %w", Name, shelf.Ended(ctx))
+	}
+	if done, err := d.configured(c.Root); done || err != nil {
+		return err
 	}
 	s, err := shelf.Open(ctx, c.Root, Name, slog.Default())
 	if err != nil {
 		return fmt.Errorf("configure %s: %w", Name, err)
 	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	d.root, d.shelf = c.Root, s
 	return nil
+}
+
+// configured says whether the driver serves this root already, and refuses another one.
+func (d *Driver) configured(root string) (bool, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	switch {
+	case d.shelf == nil:
+		return false, nil
+	case d.root == root:
+		return true, nil
+	}
+	return false, fmt.Errorf("configure %s: it is configured already, for %s: %w", Name, d.root, errdefs.ErrFailedPrecondition)
 }
 
 // Close waits for calls under way and lets go of the root. Snapshots stay.

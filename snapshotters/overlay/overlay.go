@@ -49,7 +49,8 @@ type Options struct {
 
 // Driver implements snapshotters.Snapshotter and plugins.Plugin.
 type Driver struct {
-	rebase bool // in the initial user namespace, where trusted.* attributes can be written
+	rebase bool          // in the initial user namespace, where trusted.* attributes can be written
+	turn   chan struct{} // held by who configures
 
 	mu     sync.Mutex
 	config plugins.Config
@@ -65,7 +66,7 @@ type state struct {
 
 // New returns a driver that has still to be configured.
 func New() *Driver {
-	return &Driver{rebase: initialUserNamespace()}
+	return &Driver{rebase: initialUserNamespace(), turn: make(chan struct{}, 1)}
 }
 
 // Info says what the driver is. In a user namespace it cannot rebase: who unpacks there cannot write
@@ -93,20 +94,36 @@ func (d *Driver) Configure(ctx context.Context, c plugins.Config) error {
 		return fmt.Errorf("configure %s: root %q must be an absolute path without colon, comma and backslash, which separate mount options: %w",
 			Name, c.Root, errdefs.ErrInvalidArgument)
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.ready != nil {
-		if d.config.Root == c.Root && bytes.Equal(d.config.Options, c.Options) {
-			return nil
-		}
-		return fmt.Errorf("configure %s: it is configured already, for %s: %w", Name, d.config.Root, errdefs.ErrFailedPrecondition)
+	select {
+	case d.turn <- struct{}{}:
+		defer func() { <-d.turn }()
+	case <-ctx.Done():
+		return fmt.Errorf("configure %s: another call does: %w", Name, shelf.Ended(ctx))
+	}
+	if done, err := d.configured(c); done || err != nil {
+		return err
 	}
 	s, err := configure(ctx, c.Root, o)
 	if err != nil {
 		return fmt.Errorf("configure %s: %w", Name, err)
 	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	d.config, d.ready = c, s
 	return nil
+}
+
+// configured says whether the driver has this configuration already, and refuses another one.
+func (d *Driver) configured(c plugins.Config) (bool, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	switch {
+	case d.ready == nil:
+		return false, nil
+	case d.config.Root == c.Root && bytes.Equal(d.config.Options, c.Options):
+		return true, nil
+	}
+	return false, fmt.Errorf("configure %s: it is configured already, for %s: %w", Name, d.config.Root, errdefs.ErrFailedPrecondition)
 }
 
 func configure(ctx context.Context, root string, o Options) (*state, error) {

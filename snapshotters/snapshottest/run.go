@@ -29,7 +29,9 @@ import (
 
 // Driver is what is tested.
 type Driver interface {
+	// Snapshotter is the contract that the suite is about.
 	snapshotters.Snapshotter
+	// Plugin is how the driver is given its root.
 	plugins.Plugin
 }
 
