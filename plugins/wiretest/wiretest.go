@@ -236,7 +236,13 @@ func (w *wire) callUnary(ctx context.Context, method string, req, reply any, cc 
 	}
 	w.calm.RLock()
 	defer w.calm.RUnlock()
-	return invoke(metadata.AppendToOutgoingContext(ctx, again, "1"), method, req, reply, cc, opts...)
+	ctx = metadata.AppendToOutgoingContext(ctx, again, "1")
+	if err = invoke(ctx, method, req, reply, cc, opts...); status.Code(err) != codes.Unavailable || ctx.Err() != nil {
+		return err
+	}
+	// The connection may have been reset by another call's fault just before it was calm, and the client not have
+	// noticed yet. That happens once: nothing is reset now.
+	return invoke(ctx, method, req, reply, cc, opts...)
 }
 
 // callStream opens streams of answers that begin once more if they did not begin.
