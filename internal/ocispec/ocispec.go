@@ -78,8 +78,11 @@ func Build(c *containersv1.Container, o Options) (*specs.Spec, error) {
 
 func namespaces(c *containersv1.Container, netns string) []specs.LinuxNamespace {
 	all := []specs.LinuxNamespace{
-		{Type: specs.PIDNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace},
-		{Type: specs.MountNamespace}, {Type: specs.CgroupNamespace},
+		{Type: specs.PIDNamespace},
+		{Type: specs.IPCNamespace},
+		{Type: specs.UTSNamespace},
+		{Type: specs.MountNamespace},
+		{Type: specs.CgroupNamespace},
 	}
 	if c.GetSpec().GetNetworkMode() != containersv1.NetworkMode_NETWORK_MODE_HOST {
 		all = append(all, specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: netns})

@@ -1,18 +1,40 @@
 // Package containers owns containers from create to remove.
 //
 //	server.go      gRPC in, gRPC out
-//	containers.go  the verbs
+//	containers.go  what it needs, and the verbs that read
+//	create.go      a record and a root filesystem
+//	verbs.go       the verbs that change what is wanted
 //	keeper.go      one goroutine per container: from what is to what should be
 //	next.go        the decision, pure
-//	store.go       the table
+//	launch.go      from a record to a process
+//	watch.go       what shims say, and their ends
+//	release.go     from an ended process to nothing
+//	recover.go     what was running when the last daemon ended
+//	attach.go      joining a process; exec.go another process in a container
+//	logs.go        what a container has written
+//	check.go       the store, directories, shims, namespaces and cgroups compared
+//	store.go       the tables, and filters over them
+//
+// A container is a record with two writers: users write what is wanted, its keeper writes what is.
+// Everything that a running container needs is its shim's and the kernel's; this package may be
+// killed at any instant.
 package containers
 
 import (
 	"context"
+	"fmt"
 	"iter"
+	"log/slog"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
 
 	"github.com/gantryd/gantry/internal/bundle"
 	"github.com/gantryd/gantry/internal/meta"
+	"github.com/gantryd/gantry/internal/ocispec"
 	"github.com/gantryd/gantry/internal/supervise"
 	containersv1 "github.com/gantryd/gantry/proto/gantry/containers/v1"
 	imagesv1 "github.com/gantryd/gantry/proto/gantry/images/v1"
@@ -24,55 +46,238 @@ import (
 
 // Images finds what to run.
 type Images interface {
+	// Resolve returns an image by any of its names, unpacked for the snapshotter; NotFound if it is not here.
 	Resolve(ctx context.Context, ref, snapshotter string) (*imagesv1.Image, error)
 }
 
 // Networks joins a container to its networks.
 type Networks interface {
+	// Join puts c's endpoints into the network namespace pinned at netns, under op.
 	Join(ctx context.Context, op *meta.Op, c *containersv1.Container, netns string) ([]*networksv1.Endpoint, error)
+	// Leave takes them out; the namespace is about to go. Of one that has none it succeeds.
 	Leave(ctx context.Context, op *meta.Op, c *containersv1.Container) error
 }
 
-// Volumes mounts a container's volumes.
+// Volumes looks after the volumes in Container.Volumes.
 type Volumes interface {
+	// Ensure makes those that are not there.
+	Ensure(ctx context.Context, op *meta.Op, c *containersv1.Container) error
+	// Mount makes them usable: one mount a volume, with the path in the container as its target.
 	Mount(ctx context.Context, op *meta.Op, c *containersv1.Container) ([]*typesv1.Mount, error)
+	// Unmount ends that use. Of what is not mounted it succeeds.
 	Unmount(ctx context.Context, op *meta.Op, c *containersv1.Container) error
+	// Release says that c goes for good, and its volumes without a name with it if anonymous is set.
+	Release(ctx context.Context, op *meta.Op, c *containersv1.Container, anonymous bool) error
 }
 
 // Snapshots makes and drops filesystems.
 type Snapshots interface {
+	// Prepare makes a writable snapshot of parent.
 	Prepare(ctx context.Context, op *meta.Op, snapshotter, key, parent string, o snapshotters.Options) ([]*typesv1.Mount, error)
+	// Mounts says how to mount one.
 	Mounts(ctx context.Context, snapshotter, key string) ([]*typesv1.Mount, error)
+	// Remove drops one. Of nothing it succeeds.
 	Remove(ctx context.Context, op *meta.Op, snapshotter, key string) error
+	// Usage asks how much one takes.
+	Usage(ctx context.Context, snapshotter, key string) (snapshotters.Info, error)
 }
 
 // Shims starts shims and finds them again.
 type Shims interface {
+	// Spawn starts a shim in dir and waits until it listens.
 	Spawn(ctx context.Context, dir bundle.Dir, boot *shimv1.Boot) (supervise.Shim, error)
+	// Find reconnects to the shim of dir. NotFound: there is none, for certain; any other error: who knows.
 	Find(ctx context.Context, dir bundle.Dir) (supervise.Shim, error)
+	// Bury ends whatever is left of the container of dir and says how it ended.
 	Bury(ctx context.Context, dir bundle.Dir) (bundle.Exit, error)
 }
 
+// NetNS pins network namespaces.
+type NetNS interface {
+	// Pin makes a namespace and pins it under id; one that is pinned stays.
+	Pin(id string) (path string, err error)
+	// Remove lets go of it. Of nothing it succeeds.
+	Remove(id string) error
+	// All ranges over what is pinned.
+	All() iter.Seq2[string, error]
+}
+
+// Config is where a Service works and what it fills in where users say nothing.
+type Config struct {
+	Root        string            // survives reboots
+	State       string            // does not
+	Instance    string            // the daemon's name for what is its own in the kernel
+	Version     string            // of the daemon
+	Snapshotter string            // the default
+	Runtimes    map[string]string // paths of OCI runtimes by name
+	Host        ocispec.Host      // where resolv.conf and hosts are taken from; zero means the usual places
+	BootID      string            // of this boot; "" means what the kernel says
+	Log         *slog.Logger      // nil means the default
+	// Seccomp returns the path of the compiled filter; nil, or "", means none.
+	Seccomp func(ctx context.Context) (string, error)
+}
+
+// Parts is what a Service works with.
+type Parts struct {
+	DB        *meta.DB
+	Images    Images
+	Networks  Networks
+	Volumes   Volumes
+	Snapshots Snapshots
+	Shims     Shims
+	NetNS     NetNS
+}
+
 // Service is the verbs.
-type Service struct{}
+type Service struct {
+	Config
+	Parts
+	t     tables
+	exits oldExits
+	log   *slog.Logger
 
-// New returns a Service.
-func New(db *meta.DB, i Images, n Networks, v Volumes, s Snapshots, sh Shims, state string) *Service {
-	return &Service{}
+	ctx    context.Context //nolint:containedctx // the life of the keepers, ended by Close
+	cancel context.CancelCauseFunc
+	work   sync.WaitGroup // keepers, and what outlives a call
+	untidy chan struct{}  // something could not be undone
+
+	mu      sync.Mutex
+	keepers map[string]*keeper
+	closed  bool
 }
 
-// Create reserves everything a container needs and starts nothing.
-func (s *Service) Create(ctx context.Context, name string, spec *containersv1.Spec) (*containersv1.Container, error) {
-	return nil, nil
+// errClosing is why keepers end.
+var errClosing = fmt.Errorf("the daemon is ending: %w", errdefs.ErrUnavailable)
+
+// New returns a Service. It says how what containers claim is taken back; call Recover once every
+// other service has done so too.
+func New(cfg Config, p Parts) *Service {
+	s := &Service{Config: cfg, Parts: p, t: newTables(), keepers: map[string]*keeper{}, untidy: make(chan struct{}, 1), log: cfg.Log}
+	if s.log == nil {
+		s.log = slog.Default()
+	}
+	if s.Host == (ocispec.Host{}) {
+		s.Host = ocispec.ThisHost()
+	}
+	s.ctx, s.cancel = context.WithCancelCause(context.Background())
+	p.DB.OnUndo(kindContainer, s.undoContainer)
+	p.DB.OnUndo(kindShim, s.undoShim)
+	p.DB.OnUndo(kindNetNS, s.undoNetNS)
+	s.work.Go(s.tidy)
+	return s
 }
 
-// Start makes running the wanted state and waits until it is, or cannot be.
-func (s *Service) Start(ctx context.Context, ref string) (*containersv1.Container, error) {
-	return nil, nil
+// Close ends the keepers and waits for them. Containers live on.
+func (s *Service) Close() {
+	s.shut()
+	s.cancel(errClosing)
+	s.work.Wait()
 }
 
-// All ranges over the containers that match. It takes no lock.
-func (s *Service) All(filters ...string) iter.Seq2[*containersv1.Container, error] { return nil }
+func (s *Service) shut() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
+}
 
-// Recover finds what was running when the last daemon ended, and starts the keepers.
-func (s *Service) Recover(ctx context.Context) error { return nil }
+// dir is a container's directory that stays.
+func (s *Service) dir(id string) string { return filepath.Join(s.Root, "containers", id) }
+
+// state is the one that is gone after a reboot.
+func (s *Service) state(id string) bundle.Dir {
+	return bundle.Dir{State: filepath.Join(s.State, "c", id), Root: s.dir(id)}
+}
+
+// Get returns a container by id, name or the beginning of an id.
+func (s *Service) Get(_ context.Context, ref string) (c *containersv1.Container, err error) {
+	err = s.DB.View(func(tx *meta.Tx) error {
+		c, err = meta.Resolve(tx, s.t.containers, names, ref)
+		return err
+	})
+	return c, err
+}
+
+// All ranges over the containers that match, in the order they were created, as they were at one moment. It takes no lock.
+func (s *Service) All(filters []*typesv1.Filter, all bool) iter.Seq2[*containersv1.Container, error] {
+	return func(yield func(*containersv1.Container, error) bool) {
+		m, err := newMatcher(filters, all)
+		if err != nil {
+			yield(nil, err)
+			return
+		}
+		var found []*containersv1.Container
+		if err := s.DB.View(func(tx *meta.Tx) error {
+			for _, c := range s.t.containers.All(tx) {
+				if m.match(c) {
+					found = append(found, c)
+				}
+			}
+			return nil
+		}); err != nil {
+			yield(nil, err)
+			return
+		}
+		slices.SortFunc(found, func(a, b *containersv1.Container) int {
+			return a.GetMeta().GetCreatedAt().AsTime().Compare(b.GetMeta().GetCreatedAt().AsTime())
+		})
+		for _, c := range found {
+			if !yield(c, nil) {
+				return
+			}
+		}
+	}
+}
+
+// resolve finds a container and its keeper.
+func (s *Service) resolve(ctx context.Context, ref string) (*containersv1.Container, *keeper, error) {
+	c, err := s.Get(ctx, ref)
+	if err != nil {
+		return nil, nil, err
+	}
+	k, err := s.keeperOf(c)
+	return c, k, err
+}
+
+// label is how people know a container.
+func label(c *containersv1.Container) string {
+	if n := c.GetMeta().GetName(); n != "" {
+		return n
+	}
+	return short(c.GetMeta().GetId())
+}
+
+func short(id string) string { return id[:min(12, len(id))] }
+
+// tidy has what could not be undone undone again, with growing patience.
+func (s *Service) tidy() {
+	const first, last = time.Second, time.Minute
+	wait := first
+	for {
+		select {
+		case <-s.untidy:
+		case <-s.ctx.Done():
+			return
+		}
+		select {
+		case <-time.After(wait):
+		case <-s.ctx.Done():
+			return
+		}
+		if err := s.DB.Recover(s.ctx); err != nil && s.ctx.Err() == nil {
+			s.log.Warn("what was begun cannot be taken back yet", "err", err, "again", min(2*wait, last))
+			wait = min(2*wait, last)
+			s.mess()
+			continue
+		}
+		wait = first
+		s.wakeAll()
+	}
+}
+
+// mess says that something is left in the journal.
+func (s *Service) mess() {
+	select {
+	case s.untidy <- struct{}{}:
+	default:
+	}
+}

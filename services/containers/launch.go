@@ -1,0 +1,454 @@
+package containers
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/gantryd/gantry/internal/fault"
+	"github.com/gantryd/gantry/internal/meta"
+	"github.com/gantryd/gantry/internal/ocispec"
+	"github.com/gantryd/gantry/internal/rpc"
+	"github.com/gantryd/gantry/internal/supervise"
+	containersv1 "github.com/gantryd/gantry/proto/gantry/containers/v1"
+	networksv1 "github.com/gantryd/gantry/proto/gantry/networks/v1"
+	shimv1 "github.com/gantryd/gantry/proto/gantry/shim/v1"
+	storev1 "github.com/gantryd/gantry/proto/gantry/store/v1"
+	typesv1 "github.com/gantryd/gantry/proto/gantry/types/v1"
+)
+
+// protocol is the version of the shim contract that this daemon speaks.
+const protocol = 1
+
+// What is kept of a container's output where its user does not say.
+const (
+	logBytes = 10 << 20
+	logFiles = 3
+)
+
+// Reasons that programs can tell a failed start by.
+const (
+	ReasonNotFound      = "command-not-found"      // docker's users expect exit code 127
+	ReasonNotExecutable = "command-not-executable" // and 126
+)
+
+// launch is what a keeper's launch knows on its way.
+type launch struct {
+	s *Service
+	k *keeper
+	c *containersv1.Container
+	b *shimv1.Boot
+
+	op        *meta.Op
+	netns     string
+	endpoints []*networksv1.Endpoint
+	volumes   []*typesv1.Mount
+	shim      supervise.Shim
+	pid       uint32
+}
+
+// launch makes a process of a record. That the process cannot be made is written into the status
+// and told to whoever started it; an error means that the launch could not even begin.
+func (k *keeper) launch(ctx context.Context, c *containersv1.Container) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, launchTime, fmt.Errorf("not started within %v: %w", launchTime, context.DeadlineExceeded))
+	defer cancel()
+	ctx, interrupt := context.WithCancelCause(ctx)
+	defer interrupt(nil)
+	k.launching(interrupt)
+	defer k.launching(nil)
+	if k.last().GetWanted() != containersv1.Wanted_WANTED_RUNNING { // before interrupt was known
+		return nil
+	}
+	if k.held { // by a run that ended: no name, port or address may be there twice
+		if err := k.release(ctx, c); err != nil {
+			return k.refused(ctx, c, err)
+		}
+	}
+	l := &launch{s: k.s, k: k, c: c}
+	if err := l.begin(ctx); err != nil {
+		return k.refused(ctx, c, err)
+	}
+	if err := l.act(ctx); err != nil {
+		return l.failed(ctx, err)
+	}
+	return nil
+}
+
+// refused tells whoever started the container that the launch could not begin.
+func (k *keeper) refused(ctx context.Context, c *containersv1.Container, err error) error {
+	if k.s.ctx.Err() != nil {
+		return err
+	}
+	l := &launch{s: k.s, k: k, c: c}
+	l.record(context.Cause(ctx), err)
+	return nil
+}
+
+// begin claims all that a launch makes. Whoever is in the way is waited for, a little.
+func (l *launch) begin(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, wayTime, errWay)
+	defer cancel()
+	id := l.k.id
+	claims := []*storev1.Claim{claim(meta.Use, kindContainer, "", id), claim(meta.Use, kindSnapshot, l.c.GetOrigin().GetSnapshotter(), id)}
+	if l.ownNetwork() {
+		claims = append(claims, claim(meta.Make, kindNetNS, "", id))
+	}
+	claims = append(claims, claim(meta.Make, kindShim, "", id))
+	return rpc.Retry(ctx, func(context.Context) error {
+		return l.k.status(func(is *containersv1.Status) {
+			is.Phase, is.Message, is.StartFailed, is.Pid = containersv1.Phase_PHASE_STARTING, "", false, 0
+		}, func(tx *meta.Tx) (err error) {
+			l.op, err = tx.Begin("container.launch", claims...)
+			return err
+		})
+	})
+}
+
+func (l *launch) ownNetwork() bool {
+	return l.c.GetSpec().GetNetworkMode() != containersv1.NetworkMode_NETWORK_MODE_HOST
+}
+
+// act makes everything and commits. While the network driver works, the shim is started and makes
+// the container; its process waits.
+func (l *launch) act(ctx context.Context) error {
+	fault.Point("containers.launch.claimed")
+	if l.ownNetwork() {
+		var err error
+		if l.netns, err = l.s.NetNS.Pin(l.k.id); err != nil {
+			return err
+		}
+		fault.Point("containers.launch.pinned")
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	joined := make(chan error, 1)
+	go func() {
+		err := l.join(ctx)
+		if err != nil {
+			cancel(err)
+		}
+		joined <- err
+	}()
+	err := l.boot(ctx)
+	if err != nil {
+		cancel(err)
+	}
+	if jerr := <-joined; jerr != nil && (err == nil || errors.Is(err, context.Canceled) || errors.Is(err, jerr)) {
+		err = jerr // the cause, not its echo
+	}
+	if err != nil {
+		return err
+	}
+	fault.Point("containers.launch.joined")
+	if err := l.hosts(); err != nil {
+		return err
+	}
+	l.k.handOver(ctx, l.shim)
+	if err := l.start(ctx); err != nil {
+		return err
+	}
+	fault.Point("containers.launch.started")
+	l.k.adopt(l.shim) // before anybody is told that it runs
+	return l.commit()
+}
+
+func (l *launch) join(ctx context.Context) (err error) {
+	if l.ownNetwork() {
+		l.endpoints, err = l.s.Networks.Join(ctx, l.op, l.c, l.netns)
+	}
+	return err
+}
+
+// boot gets as far as a process that waits to be started.
+func (l *launch) boot(ctx context.Context) error {
+	rootfs, err := l.s.Snapshots.Mounts(ctx, l.c.GetOrigin().GetSnapshotter(), l.k.id)
+	if err != nil {
+		return err
+	}
+	if hasVolumes(l.c) {
+		if l.volumes, err = l.s.Volumes.Mount(ctx, l.op, l.c); err != nil {
+			return err
+		}
+	}
+	if err := l.bundle(ctx); err != nil {
+		return err
+	}
+	if l.b, err = l.message(ctx, rootfs); err != nil {
+		return err
+	}
+	fault.Point("containers.launch.bundled")
+	if l.shim, err = l.s.Shims.Spawn(ctx, l.s.state(l.k.id), l.b); err != nil {
+		return err
+	}
+	fault.Point("containers.launch.spawned")
+	resp, err := l.shim.Create(ctx, &shimv1.CreateRequest{})
+	if err != nil {
+		return told(ctx, err)
+	}
+	l.pid = resp.GetPid()
+	return nil
+}
+
+func hasVolumes(c *containersv1.Container) bool {
+	for _, v := range c.GetVolumes() {
+		if v.GetKind() == containersv1.VolumeMount_KIND_VOLUME {
+			return true
+		}
+	}
+	return false
+}
+
+// bundle writes the files that the container is made from.
+func (l *launch) bundle(context.Context) error {
+	dir := l.s.dir(l.k.id)
+	etc := filepath.Join(dir, "etc")
+	if err := os.MkdirAll(etc, 0o700); err != nil {
+		return err
+	}
+	if err := sources(l.c); err != nil {
+		return err
+	}
+	before := l.c
+	if before.GetStatus() != nil { // addresses of an earlier run
+		before = &containersv1.Container{Meta: l.c.GetMeta(), Spec: l.c.GetSpec()}
+	}
+	if err := ocispec.WriteEtc(etc, before, l.s.Host); err != nil {
+		return fmt.Errorf("files for /etc: %w", err)
+	}
+	spec, err := ocispec.Build(l.c, ocispec.Options{
+		Instance: l.s.Instance, RootFS: l.s.state(l.k.id).RootFS(), Etc: etc, NetNS: l.netns, Volumes: l.volumes,
+	})
+	if err != nil {
+		return err
+	}
+	raw, err := json.Marshal(spec)
+	if err != nil {
+		return fmt.Errorf("config.json: %w", err)
+	}
+	return os.WriteFile(filepath.Join(dir, "config.json"), raw, 0o600)
+}
+
+// sources makes, or looks for, the paths of the host that are mounted.
+func sources(c *containersv1.Container) error {
+	for _, v := range c.GetVolumes() {
+		if v.GetKind() != containersv1.VolumeMount_KIND_BIND {
+			continue
+		}
+		_, err := os.Stat(v.GetSource())
+		if errors.Is(err, fs.ErrNotExist) && v.GetCreateSource() {
+			err = os.MkdirAll(v.GetSource(), 0o755) //nolint:gosec // as docker's -v does
+		}
+		if err != nil {
+			return fmt.Errorf("mount at %s: the path on the host: %w: %w", v.GetTarget(), err, errdefs.ErrInvalidArgument)
+		}
+	}
+	return nil
+}
+
+// message is what a shim is told when it is born.
+func (l *launch) message(ctx context.Context, rootfs []*typesv1.Mount) (*shimv1.Boot, error) {
+	spec, id := l.c.GetSpec(), l.k.id
+	path, err := l.s.runtime(spec.GetRuntime())
+	if err != nil {
+		return nil, err
+	}
+	run := l.c.GetStatus().GetRuns() + 1
+	if last, ok, err := l.s.state(id).LastExit(); err == nil && ok { // also of one that was never committed
+		run = max(run, last.Run+1)
+	}
+	b := &shimv1.Boot{
+		Protocol: protocol, ContainerId: id, StateDir: l.s.state(id).State, Dir: l.s.dir(id), Runtime: path, Rootfs: rootfs,
+		DaemonVersion: l.s.Version, Instance: l.s.Instance, Netns: l.netns, Run: run,
+		User: ocispec.User(l.c), Init: spec.GetInit(), OpenStdin: spec.GetOpenStdin(), StdinOnce: spec.GetStdinOnce(),
+		Log: &shimv1.LogSink{Path: l.s.state(id).Log(), MaxBytes: spec.GetLog().GetMaxBytes(), MaxFiles: spec.GetLog().GetMaxFiles()},
+	}
+	if b.Log.MaxBytes == 0 {
+		b.Log.MaxBytes = logBytes
+	}
+	if b.Log.MaxFiles == 0 {
+		b.Log.MaxFiles = logFiles
+	}
+	switch p := spec.GetRestart(); p.GetWhen() {
+	case containersv1.RestartPolicy_WHEN_FAILED:
+		b.Restart = &shimv1.Restart{OnFailure: true, MaxAttempts: p.GetMaxAttempts()}
+	case containersv1.RestartPolicy_WHEN_EXITED:
+		b.Restart = &shimv1.Restart{Always: true, MaxAttempts: p.GetMaxAttempts()}
+	case containersv1.RestartPolicy_WHEN_UNSPECIFIED:
+	}
+	if l.s.Seccomp != nil {
+		if b.Seccomp, err = l.s.Seccomp(ctx); err != nil {
+			return nil, fmt.Errorf("seccomp filter: %w", err)
+		}
+	}
+	return b, nil
+}
+
+// hosts adds the addresses to /etc/hosts, before anything in the container can read it.
+func (l *launch) hosts() error {
+	if len(l.endpoints) == 0 {
+		return nil
+	}
+	with := &containersv1.Container{Meta: l.c.GetMeta(), Spec: l.c.GetSpec(), Status: &containersv1.Status{Addresses: addresses(l.endpoints)}}
+	if err := ocispec.WriteHosts(filepath.Join(l.s.dir(l.k.id), "etc"), with, l.s.Host); err != nil {
+		return fmt.Errorf("/etc/hosts: %w", err)
+	}
+	return nil
+}
+
+func addresses(es []*networksv1.Endpoint) (out []*containersv1.Address) {
+	for _, e := range es {
+		for i, a := range e.GetAddresses() {
+			x := &containersv1.Address{Network: e.GetNetwork(), Address: a, Mac: e.GetMac()}
+			if g := e.GetGateways(); i < len(g) {
+				x.Gateway = g[i]
+			}
+			out = append(out, x)
+		}
+	}
+	return out
+}
+
+func ports(es []*networksv1.Endpoint) (out []*containersv1.PortMapping) {
+	for _, e := range es {
+		for _, p := range e.GetPorts() {
+			out = append(out, &containersv1.PortMapping{
+				Protocol: p.GetProtocol(), HostAddress: p.GetHostAddress(), HostPort: p.GetHostPort(), ContainerPort: p.GetContainerPort(), Count: p.GetCount(),
+			})
+		}
+	}
+	return out
+}
+
+func (l *launch) start(ctx context.Context) error {
+	resp, err := l.shim.Start(ctx, &shimv1.StartRequest{})
+	if err != nil {
+		return told(ctx, err)
+	}
+	if resp.GetPid() != 0 {
+		l.pid = resp.GetPid()
+	}
+	return nil
+}
+
+// told is a shim's error about a process, with a reason where the command is to blame. What ends ctx is closer to the truth than what the shim makes of it.
+func told(ctx context.Context, err error) error {
+	err = rpc.FromTTRPC(err)
+	switch {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case rpc.Reason(err) == ReasonNotFound || rpc.Reason(err) == ReasonNotExecutable:
+		return err
+	case errdefs.IsNotFound(err):
+		return rpc.Because(ReasonNotFound, err)
+	case errdefs.IsPermissionDenied(err):
+		return rpc.Because(ReasonNotExecutable, err)
+	}
+	return err
+}
+
+// exitCode is what docker's users find in a container that could not be started.
+func exitCode(err error) uint32 {
+	switch rpc.Reason(err) {
+	case ReasonNotFound:
+		return 127
+	case ReasonNotExecutable:
+		return 126
+	}
+	return 128
+}
+
+func (l *launch) commit() error {
+	var after *containersv1.Container
+	err := l.op.Commit(func(tx *meta.Tx) (err error) {
+		after, err = l.k.put(tx, func(is *containersv1.Status) {
+			if is.GetRun() == l.c.GetWantedRun() {
+				is.Restarts++
+			} else {
+				is.Restarts = 0
+			}
+			is.Phase, is.Pid, is.Run, is.Runs = containersv1.Phase_PHASE_RUNNING, l.pid, l.c.GetWantedRun(), l.b.GetRun()
+			is.StartedAt, is.Message, is.StartFailed = now(), "", false
+			is.Ports, is.Addresses = ports(l.endpoints), addresses(l.endpoints)
+		})
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	l.k.fail(nil)
+	l.k.publish(after)
+	return nil
+}
+
+// failed takes back what was made and tells why.
+func (l *launch) failed(ctx context.Context, err error) error {
+	l.k.unwatch()
+	if l.s.ctx.Err() != nil { // the daemon ends: the next one finds STARTING and begins again
+		l.k.refuse(errClosing)
+		return l.op.Abort(ctx)
+	}
+	if aerr := l.op.Abort(ctx); aerr != nil {
+		l.s.log.Error("a launch that failed cannot be taken back yet", "container", l.k.id, "err", aerr)
+		l.s.mess()
+	}
+	l.record(context.Cause(ctx), err)
+	return nil
+}
+
+// record writes down that a run could not be launched. cause is why the launch was cut short, if it was.
+func (l *launch) record(cause, err error) {
+	if cause != nil && errors.Is(err, context.Canceled) {
+		err = cause
+	}
+	l.s.log.Info("a container could not be started", "container", l.k.id, "err", err)
+	l.k.fail(err)
+	l.k.refuse(err)
+	l.k.update(func(is *containersv1.Status) {
+		is.Phase = containersv1.Phase_PHASE_EXITED
+		if is.GetRuns() == 0 {
+			is.Phase = containersv1.Phase_PHASE_CREATED
+		}
+		if is.GetRun() == l.c.GetWantedRun() {
+			is.Restarts++ // by the policy: it goes on trying, for the reason it had
+		} else {
+			is.Restarts = 0
+			is.Exit = &typesv1.Exit{Code: exitCode(err), At: now(), Reason: "start-failed"}
+		}
+		is.Run, is.StartFailed, is.Message, is.Pid = l.c.GetWantedRun(), true, err.Error(), 0
+		is.Ports, is.Addresses = nil, nil
+	})
+}
+
+// handOver gives the shim to those who want to join from the first byte, and waits until they have.
+func (k *keeper) handOver(ctx context.Context, shim supervise.Shim) {
+	for _, j := range k.takeJoiners() {
+		j.offer <- offer{shim: shim}
+		select {
+		case <-j.ready:
+		case <-time.After(findTime): // it may miss what the ring cannot hold
+		case <-ctx.Done():
+		}
+	}
+}
+
+// refuse tells them that there is nothing to join.
+func (k *keeper) refuse(err error) {
+	for _, j := range k.takeJoiners() {
+		j.offer <- offer{err: err}
+	}
+}
+
+func (k *keeper) takeJoiners() []*joiner {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	js := k.joiners
+	k.joiners = nil
+	return js
+}
