@@ -155,43 +155,29 @@ type inspectGantry struct {
 }
 
 func document(c *containersv1.Container) *inspectDocument {
-	spec, status, meta := c.GetSpec(), c.GetStatus(), c.GetMeta()
+	status, meta := c.GetStatus(), c.GetMeta()
 	d := &inspectDocument{
-		ID: meta.GetId(), Created: stamp(meta.GetCreatedAt()), Args: []string{}, Image: spec.GetImage(), Name: "/" + meta.GetName(),
-		RestartCount: status.GetRestarts(), Driver: spec.GetSnapshotter(), Platform: "linux", Mounts: []inspectMount{},
+		ID: meta.GetId(), Created: stamp(meta.GetCreatedAt()), Args: []string{}, Image: c.GetOrigin().GetImageId(), Name: "/" + meta.GetName(),
+		RestartCount: status.GetRestarts(), Driver: c.GetOrigin().GetSnapshotter(), Platform: "linux", Mounts: []inspectMount{},
 		State: inspectState{
 			Status: stateWord(c), Running: alive(c), Paused: stateWord(c) == "paused", Restarting: stateWord(c) == "restarting",
 			OOMKilled: status.GetExit().GetReason() == "oom", Pid: status.GetPid(), ExitCode: status.GetExit().GetCode(),
 			Error: status.GetMessage(), StartedAt: stamp(status.GetStartedAt()), FinishedAt: stamp(status.GetExit().GetAt()),
 		},
-		Config: inspectConfig{
-			Hostname: spec.GetHostname(), Domainname: spec.GetDomainname(), User: spec.GetUser(), Tty: spec.GetTty(),
-			OpenStdin: spec.GetOpenStdin(), StdinOnce: spec.GetStdinOnce(), Env: list0(spec.GetEnv()), Cmd: spec.GetArgs(),
-			Image: spec.GetImage(), WorkingDir: spec.GetWorkdir(), Entrypoint: spec.GetEntrypoint(), Labels: meta.GetLabels(), StopSignal: spec.GetStopSignal(),
-		},
+		Config: configDocument(c),
 		Gantry: inspectGantry{
 			Wanted: c.GetWanted().String(), Phase: status.GetPhase().String(), Run: status.GetRun(),
 			Message: status.GetMessage(), Reason: status.GetExit().GetReason(), Revision: meta.GetRevision(),
 		},
 	}
-	if d.Config.Hostname == "" {
-		d.Config.Hostname = cli.Short(meta.GetId())
-	}
-	if d.Config.Labels == nil {
-		d.Config.Labels = map[string]string{}
-	}
-	if g := spec.GetStopGrace(); g != nil {
-		seconds := int64(g.AsDuration() / time.Second)
-		d.Config.StopTimeout = &seconds
-	}
-	if words := append(append([]string{}, spec.GetEntrypoint()...), spec.GetArgs()...); len(words) > 0 {
+	if words := c.GetCommand(); len(words) > 0 {
 		d.Path, d.Args = words[0], words[1:]
 	}
 	if !alive(c) {
 		d.State.Pid = 0
 	}
 	d.HostConfig = hostConfig(c)
-	d.Mounts = mountDocuments(spec)
+	d.Mounts = mountDocuments(c.GetVolumes())
 	d.NetworkSettings = networkSettings(c)
 	return d
 }
@@ -237,9 +223,42 @@ func hostConfig(c *containersv1.Container) inspectHostConfig {
 	return h
 }
 
-func mountDocuments(spec *containersv1.Spec) []inspectMount {
+// configDocument is what the process is told: the user's words over the image's.
+func configDocument(c *containersv1.Container) inspectConfig {
+	spec, image := c.GetSpec(), c.GetOrigin().GetConfig()
+	d := inspectConfig{
+		Hostname: or(spec.GetHostname(), cli.Short(c.GetMeta().GetId())), Domainname: spec.GetDomainname(),
+		User: or(spec.GetUser(), image.GetUser()), Tty: spec.GetTty(), OpenStdin: spec.GetOpenStdin(), StdinOnce: spec.GetStdinOnce(),
+		Env: append(append([]string{}, image.GetEnv()...), spec.GetEnv()...), Cmd: spec.GetArgs(), Entrypoint: spec.GetEntrypoint(),
+		Image: spec.GetImage(), WorkingDir: or(spec.GetWorkdir(), image.GetWorkdir()), Labels: c.GetMeta().GetLabels(),
+		StopSignal: or(spec.GetStopSignal(), image.GetStopSignal()),
+	}
+	if len(d.Entrypoint) == 0 && !spec.GetClearEntrypoint() {
+		d.Entrypoint = image.GetEntrypoint()
+		if len(d.Cmd) == 0 {
+			d.Cmd = image.GetCmd()
+		}
+	}
+	if d.Labels == nil {
+		d.Labels = map[string]string{}
+	}
+	if g := spec.GetStopGrace(); g != nil {
+		seconds := int64(g.AsDuration() / time.Second)
+		d.StopTimeout = &seconds
+	}
+	return d
+}
+
+func or(a, b string) string {
+	if a != "" {
+		return a
+	}
+	return b
+}
+
+func mountDocuments(volumes []*containersv1.VolumeMount) []inspectMount {
 	out := []inspectMount{}
-	for _, m := range spec.GetVolumes() {
+	for _, m := range volumes {
 		d := inspectMount{Type: "volume", Source: m.GetSource(), Destination: m.GetTarget(), RW: !m.GetReadOnly(), Propagation: m.GetPropagation()}
 		switch m.GetKind() {
 		case containersv1.VolumeMount_KIND_BIND:

@@ -163,9 +163,9 @@ func networkNames(c *containersv1.Container) []string {
 	return names
 }
 
-// commandText is the command as the user gave it; what the image adds is in the daemon's bundle.
+// commandText is the command, with what the image adds.
 func commandText(c *containersv1.Container) string {
-	return strings.Join(append(append([]string{}, c.GetSpec().GetEntrypoint()...), c.GetSpec().GetArgs()...), " ")
+	return strings.Join(c.GetCommand(), " ")
 }
 
 func alive(c *containersv1.Container) bool {
