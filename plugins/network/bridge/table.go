@@ -88,11 +88,11 @@ func (r *rules) set(id uint32) *nftables.Set {
 	to := nftables.MustConcatSetType(nftables.TypeIPAddr, nftables.TypeInetService)
 	switch id {
 	case setBridges:
-		s.Name, s.IsMap, s.KeyType, s.KeyByteOrder = "bridges", false, nftables.TypeIFName, nil
+		s.Name, s.IsMap, s.KeyType, s.KeyByteOrder = "bridges", false, nftables.TypeIFName, binaryutil.NativeEndian
 	case mapInto:
-		s.Name, s.KeyType, s.DataType, s.KeyByteOrder = "into", nftables.TypeIFName, nftables.TypeVerdict, nil
+		s.Name, s.KeyType, s.DataType, s.KeyByteOrder = "into", nftables.TypeIFName, nftables.TypeVerdict, binaryutil.NativeEndian
 	case mapFrom:
-		s.Name, s.KeyType, s.DataType, s.KeyByteOrder = "from", nftables.TypeIFName, nftables.TypeVerdict, nil
+		s.Name, s.KeyType, s.DataType, s.KeyByteOrder = "from", nftables.TypeIFName, nftables.TypeVerdict, binaryutil.NativeEndian
 	case mapSources:
 		s.Name, s.KeyType, s.DataType, s.Interval = "sources", nftables.TypeIPAddr, nftables.TypeVerdict, true
 	case mapPortAt:
