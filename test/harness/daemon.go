@@ -73,6 +73,23 @@ func (m *Machine) Gone(limit time.Duration) {
 	}
 }
 
+// Dead reports whether a daemon that was started has ended.
+func (m *Machine) Dead() bool {
+	select {
+	case err := <-m.ended:
+		m.ended <- err
+		return true
+	default:
+		return false
+	}
+}
+
+// SetEnv replaces what the daemon's environment has beside the test's own, from its next start.
+func (m *Machine) SetEnv(vars ...string) { m.env = vars }
+
+// Report logs the last words of the daemon.
+func (m *Machine) Report() { m.T.Logf("daemon log:\n%s", tail(m.LogPath(), 120)) }
+
 // Stop asks the daemon to end, as systemd does.
 func (m *Machine) Stop() {
 	m.T.Helper()
