@@ -17,7 +17,7 @@ GOFUMPT := $(TOOLS)/gofumpt-0.12.0
 GOLANGCI := $(TOOLS)/golangci-lint-2.15.0
 
 .DEFAULT_GOAL := help
-.PHONY: help run stop build install uninstall test unit laws e2e crash compat vm bench check format proto tools setup clean
+.PHONY: help run stop build install uninstall test unit laws e2e crash vm bench check format proto tools setup clean
 
 help: ## explain the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,7 +45,7 @@ install: build ## install the programs, the configuration and the systemd unit b
 uninstall: ## remove what install put there; data in /var/lib/gantry stays
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/bin/,$(PROGRAMS)) $(DESTDIR)$(PREFIX)/lib/systemd/system/gantryd.service
 
-test: setup build unit e2e crash ## everything that must pass: unit, laws, suites, e2e, crash
+test: setup build unit e2e crash vm ## everything that must pass: unit, laws, suites, e2e, crash, vm
 
 unit: laws ## unit tests, laws and driver suites (as root)
 	go test -count=1 -timeout $(TEST_TIMEOUT) $$(go list ./... | grep -v '/test/')
@@ -58,6 +58,9 @@ e2e: setup build ## the real programs, end to end (as root)
 
 crash: setup build ## kill -9 of daemon, plugin and shim, everywhere (as root)
 	go test -count=1 -timeout $(TEST_TIMEOUT) ./test/crash/...
+
+vm: setup build ## the oldest supported kernel under QEMU: cgroup v2 and v1
+	go test -count=1 -timeout $(TEST_TIMEOUT) ./test/vm/...
 
 bench: setup build ## measure beside docker, podman, ctr, crun and runc, whichever are installed
 	test/setup.sh bench
