@@ -40,6 +40,7 @@ import (
 	imagesv1 "github.com/gantryd/gantry/proto/gantry/images/v1"
 	networksv1 "github.com/gantryd/gantry/proto/gantry/networks/v1"
 	shimv1 "github.com/gantryd/gantry/proto/gantry/shim/v1"
+	storev1 "github.com/gantryd/gantry/proto/gantry/store/v1"
 	typesv1 "github.com/gantryd/gantry/proto/gantry/types/v1"
 	"github.com/gantryd/gantry/snapshotters"
 )
@@ -52,6 +53,10 @@ type Images interface {
 
 // Networks joins a container to its networks.
 type Networks interface {
+	// Check says at once what would stop a container from joining: a network that is not there, a port in use.
+	Check(ctx context.Context, spec *containersv1.Spec, container string) error
+	// Drops is what Leave claims; whoever begins an operation with it saves a commit.
+	Drops(tx *meta.Tx, container string) []*storev1.Claim
 	// Join puts c's endpoints into the network namespace pinned at netns, under op.
 	Join(ctx context.Context, op *meta.Op, c *containersv1.Container, netns string) ([]*networksv1.Endpoint, error)
 	// Leave takes them out; the namespace is about to go. Of one that has none it succeeds.

@@ -39,6 +39,11 @@ func (s *Service) Create(ctx context.Context, name string, labels map[string]str
 	if err := s.check(name, labels, spec); err != nil {
 		return nil, err
 	}
+	if spec.GetNetworkMode() != containersv1.NetworkMode_NETWORK_MODE_HOST { // there, as with docker, all ports are the host's and none is published
+		if err := s.Networks.Check(ctx, spec, ""); err != nil {
+			return nil, err
+		}
+	}
 	snapshotter := spec.GetSnapshotter()
 	if snapshotter == "" {
 		snapshotter = s.Snapshotter

@@ -348,6 +348,17 @@ func (f *fakeSnapshots) Usage(context.Context, string, string) (snapshotters.Inf
 
 type fakeNetworks struct{ mind }
 
+func (f *fakeNetworks) Check(ctx context.Context, _ *containersv1.Spec, _ string) error {
+	return f.call(ctx, "check")
+}
+
+func (f *fakeNetworks) Drops(_ *meta.Tx, id string) []*storev1.Claim {
+	if !f.all()[id] {
+		return nil
+	}
+	return []*storev1.Claim{claim(meta.Drop, "endpoint", "net", id)}
+}
+
 func (f *fakeNetworks) Join(ctx context.Context, op *meta.Op, c *containersv1.Container, netns string) ([]*networksv1.Endpoint, error) {
 	id := c.GetMeta().GetId()
 	if netns == "" {

@@ -38,7 +38,7 @@ func (k *keeper) finish(ctx context.Context, exit *typesv1.Exit, st *shimv1.Stat
 		}
 		do, _ := Next(after)
 		forget = do == Forget
-		op, err = tx.Begin(releaseVerb(forget), k.drops(after, forget, true)...)
+		op, err = tx.Begin(releaseVerb(forget), k.drops(tx, after, forget, true)...)
 		return err
 	})
 	k.held = true
@@ -71,7 +71,7 @@ func (k *keeper) calm() {
 
 // drops is what goes: with the run, and with the container. It is undone last first, so that the
 // record goes last.
-func (k *keeper) drops(c *containersv1.Container, forget, held bool) []*storev1.Claim {
+func (k *keeper) drops(tx *meta.Tx, c *containersv1.Container, forget, held bool) []*storev1.Claim {
 	var claims []*storev1.Claim
 	if forget {
 		claims = append(claims, claim(meta.Drop, kindContainer, "", k.id), claim(meta.Drop, kindSnapshot, c.GetOrigin().GetSnapshotter(), k.id))
@@ -79,7 +79,7 @@ func (k *keeper) drops(c *containersv1.Container, forget, held bool) []*storev1.
 		claims = append(claims, claim(meta.Use, kindContainer, "", k.id))
 	}
 	if held && c.GetSpec().GetNetworkMode() != containersv1.NetworkMode_NETWORK_MODE_HOST {
-		claims = append(claims, claim(meta.Drop, kindNetNS, "", k.id))
+		claims = append(append(claims, claim(meta.Drop, kindNetNS, "", k.id)), k.s.Networks.Drops(tx, k.id)...)
 	}
 	if held {
 		claims = append(claims, claim(meta.Drop, kindShim, "", k.id))
@@ -103,9 +103,11 @@ func (k *keeper) drop(ctx context.Context, c *containersv1.Container, forget boo
 	var op *meta.Op
 	short, cancel := context.WithTimeoutCause(ctx, wayTime, errWay)
 	defer cancel()
-	if err := rpc.Retry(short, func(context.Context) (err error) {
-		op, err = k.s.DB.Begin(releaseVerb(forget), k.drops(c, forget, k.held)...)
-		return err
+	if err := rpc.Retry(short, func(context.Context) error {
+		return k.s.DB.Update(func(tx *meta.Tx) (err error) {
+			op, err = tx.Begin(releaseVerb(forget), k.drops(tx, c, forget, k.held)...)
+			return err
+		})
 	}); err != nil {
 		return err
 	}

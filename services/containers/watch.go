@@ -163,10 +163,10 @@ func (k *keeper) find(ctx context.Context, c *containersv1.Container) {
 	switch {
 	case ctx.Err() != nil:
 	case err == nil:
+		k.adopt(shim) // before anybody is told that it runs
 		if c.GetStatus().GetPhase() == containersv1.Phase_PHASE_UNREACHABLE {
 			k.update(func(is *containersv1.Status) { is.Phase, is.Message = containersv1.Phase_PHASE_RUNNING, "" })
 		}
-		k.adopt(shim)
 	case errdefs.IsNotFound(err):
 		k.bury(ctx, false)
 	default:
