@@ -320,7 +320,7 @@ func (d *Driver) detach(ctx context.Context, e network.Endpoint) error {
 		return err
 	}
 	d.mu.Lock()
-	err := d.withdraw(e.ID)
+	err := d.replace(e.ID, nil)
 	d.mu.Unlock()
 	if err != nil || e.NetNS == "" {
 		return err

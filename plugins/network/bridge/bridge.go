@@ -17,6 +17,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"iter"
 	"net"
 	"path/filepath"
@@ -36,6 +37,9 @@ type Driver struct {
 	defaultBridge string // of the network called "bridge"
 	state         string // directory that does not survive a reboot; "" where there is none
 
+	janitor janitor
+	closing sync.Once
+
 	mu    sync.Mutex // one change of the table at a time
 	rules rules
 }
@@ -44,13 +48,25 @@ var (
 	_ network.Driver    = (*Driver)(nil)
 	_ network.Publisher = (*Driver)(nil)
 	_ plugins.Plugin    = (*Driver)(nil)
+	_ io.Closer         = (*Driver)(nil)
 )
 
 // New returns a driver of the instance "gantry", until Configure says otherwise.
 func New() *Driver {
 	d := &Driver{instance: "gantry", defaultBridge: "gantry0"}
 	d.rules.table = d.instance
+	d.janitor.stop = make(chan struct{})
 	return d
+}
+
+// Close waits for what goes on in the background. What was made stays. No call may come after it.
+func (d *Driver) Close() error {
+	d.closing.Do(func() { close(d.janitor.stop) })
+	d.janitor.wg.Wait()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.rules.hangUp()
+	return nil
 }
 
 // Info says what this is.
@@ -78,6 +94,7 @@ func (d *Driver) Configure(_ context.Context, c plugins.Config) error {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.rules.hangUp()
 	d.instance, d.defaultBridge, d.state = o.Instance, o.Bridge, c.State
 	d.rules = rules{table: o.Instance}
 	return nil

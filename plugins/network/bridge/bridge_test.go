@@ -160,7 +160,7 @@ func TestNeighbourGuard(t *testing.T) {
 	w.l.Reaches("", "tcp", p.Host, "a")
 	w.loopbackVia(w.l.Outside, networktest.HostAddr)
 	w.l.Misses(w.l.Outside, "tcp", p.Host)
-	rules, err := listRules(nftables.TableFamilyINet, w.d.instance, "prerouting")
+	rules, err := w.d.rules.list(nftables.TableFamilyINet, w.d.instance, "prerouting")
 	w.must(err)
 	w.nft(func(c *nftables.Conn) {
 		w.must(c.DelRule(&nftables.Rule{Table: w.d.rules.nft(), Chain: w.d.rules.chain("prerouting"), Handle: rules[0].handle}))
@@ -291,7 +291,7 @@ func (w *world) noForeign() {
 
 func (w *world) ours(chain string) (n int) {
 	w.Helper()
-	rules, err := listRules(nftables.TableFamilyIPv4, "filter", chain)
+	rules, err := w.d.rules.list(nftables.TableFamilyIPv4, "filter", chain)
 	w.must(err)
 	for _, r := range rules {
 		if strings.HasPrefix(r.comment, w.d.instance+": ") {
@@ -466,6 +466,7 @@ func TestSideBySide(t *testing.T) {
 	w := newWorld(t).live()
 	w.publish(web)
 	o := New()
+	defer o.Close() //nolint:errcheck // never fails
 	o.instance, o.defaultBridge, o.rules.table = "gantry-other", "gyother0", "gantry-other"
 	n := network.Network{ID: "m", Name: "bridge", Subnets: []netip.Prefix{netip.MustParsePrefix("10.78.0.0/16")}, Gateways: []netip.Addr{netip.MustParseAddr("10.78.0.1")}}
 	_, err := o.CreateNetwork(t.Context(), n)

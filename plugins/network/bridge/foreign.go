@@ -3,6 +3,7 @@ package bridge
 import (
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 
 	"github.com/google/nftables"
@@ -17,26 +18,38 @@ import (
 
 // openForeign makes foreign chains let a network's packets through, where they would not. mu is held.
 func (d *Driver) openForeign(p plan) error {
-	c, err := transaction()
+	steady, err := d.rules.steady()
+	if err != nil {
+		return err
+	}
+	target, err := d.foreign(steady)
+	if err != nil {
+		d.rules.hangUp()
+		return err
+	}
+	if target == nil {
+		return nil
+	}
+	have, err := d.rules.list(nftables.TableFamilyIPv4, target.Table.Name, target.Name)
+	if err != nil {
+		return err
+	}
+	missing := maps.Clone(ways)
+	for way := range ways {
+		if slices.ContainsFunc(have, func(r rule) bool { return r.comment == d.note(p.bridge, way) }) {
+			delete(missing, way)
+		}
+	}
+	if len(missing) == 0 {
+		return nil
+	}
+	c, _, err := transaction()
 	if err != nil {
 		return err
 	}
 	defer c.CloseLasting() //nolint:errcheck // the socket of one transaction
-	target, err := d.foreign(c)
-	if err != nil || target == nil {
-		return err
-	}
-	have, err := listRules(nftables.TableFamilyIPv4, target.Table.Name, target.Name)
-	if err != nil {
-		return err
-	}
-	added := false
-	for way, key := range ways {
+	for way, key := range missing {
 		note := d.note(p.bridge, way)
-		if slices.ContainsFunc(have, func(r rule) bool { return r.comment == note }) {
-			continue
-		}
-		added = true
 		c.InsertRule(&nftables.Rule{
 			Table: target.Table, Chain: target,
 			UserData: userdata.AppendString(nil, userdata.TypeComment, note),
@@ -47,9 +60,6 @@ func (d *Driver) openForeign(p plan) error {
 				&expr.Verdict{Kind: expr.VerdictAccept},
 			},
 		})
-	}
-	if !added {
-		return nil
 	}
 	if err := d.rules.commit(c); err != nil {
 		return fmt.Errorf("let bridge %s through chain %s: %w", p.bridge, target.Name, err)
@@ -91,30 +101,31 @@ func (d *Driver) foreign(c *nftables.Conn) (*nftables.Chain, error) {
 
 // closeForeign takes our rules for a bridge out of foreign chains. mu is held.
 func (d *Driver) closeForeign(bridge string) error {
-	c, err := transaction()
-	if err != nil {
-		return err
-	}
-	defer c.CloseLasting() //nolint:errcheck // the socket of one transaction
 	table := &nftables.Table{Name: "filter", Family: nftables.TableFamilyIPv4}
-	found := false
+	var gone []*nftables.Rule
 	for _, name := range []string{"FORWARD", "DOCKER-USER"} {
-		have, err := listRules(table.Family, table.Name, name)
+		have, err := d.rules.list(table.Family, table.Name, name)
 		if err != nil {
 			return err
 		}
 		for _, r := range have {
-			if r.comment != d.note(bridge, "from") && r.comment != d.note(bridge, "to") {
-				continue
-			}
-			found = true
-			if err := c.DelRule(&nftables.Rule{Table: table, Chain: &nftables.Chain{Name: name, Table: table}, Handle: r.handle}); err != nil {
-				return fmt.Errorf("describe rule: %w", err)
+			if r.comment == d.note(bridge, "from") || r.comment == d.note(bridge, "to") {
+				gone = append(gone, &nftables.Rule{Table: table, Chain: &nftables.Chain{Name: name, Table: table}, Handle: r.handle})
 			}
 		}
 	}
-	if !found {
+	if len(gone) == 0 {
 		return nil
+	}
+	c, _, err := transaction()
+	if err != nil {
+		return err
+	}
+	defer c.CloseLasting() //nolint:errcheck // the socket of one transaction
+	for _, r := range gone {
+		if err := c.DelRule(r); err != nil {
+			return fmt.Errorf("describe rule: %w", err)
+		}
 	}
 	return d.rules.commit(c)
 }

@@ -5,8 +5,11 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"slices"
+	"sync"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/google/nftables"
@@ -136,14 +139,15 @@ func (d *Driver) replace(owner string, want []port) error {
 			}
 		}
 	}
-	if err := d.rules.change(gone, fresh); err != nil {
+	if err := d.rules.swap(gone, fresh); err != nil {
 		return err
 	}
-	return forget(gone, fresh)
+	if len(want) == 0 {
+		d.janitor.forget(gone)
+		return nil
+	}
+	return flows{gone, fresh}.forget()
 }
-
-// withdraw unpublishes everything of an endpoint. mu is held.
-func (d *Driver) withdraw(owner string) error { return d.replace(owner, nil) }
 
 // expand checks ports and makes elements of them.
 func expand(ports []network.Port, s seat) ([]port, error) {
@@ -230,15 +234,15 @@ func (r *rules) load() error {
 }
 
 func (r *rules) read() ([]port, error) {
-	c, err := transaction()
+	c, err := r.steady()
 	if err != nil {
 		return nil, err
 	}
-	defer c.CloseLasting() //nolint:errcheck // the socket of one transaction
 	var all []port
 	for _, id := range []uint32{mapPortAt, mapPortAll, mapRangeAt, mapRangeAll} {
-		elements, err := list(c, r.set(id))
+		elements, err := listElements(c, r.set(id))
 		if err != nil {
+			r.hangUp()
 			return nil, err
 		}
 		for _, e := range elements {
@@ -314,13 +318,12 @@ func (r *rules) portElements(ports []port) []elementsOf {
 	return out
 }
 
-// change takes some ports out and puts others in, at once.
-func (r *rules) change(gone, fresh []port) error {
-	c, err := transaction()
+// swap takes some ports out and puts others in, at once.
+func (r *rules) swap(gone, fresh []port) error {
+	c, err := r.steady()
 	if err != nil {
 		return err
 	}
-	defer c.CloseLasting() //nolint:errcheck // the socket of one transaction
 	for _, e := range r.portElements(gone) {
 		if err := c.SetDeleteElements(e.set, e.elements); err != nil {
 			return fmt.Errorf("describe elements: %w", err)
@@ -374,14 +377,59 @@ func (f flows) MatchConntrackFlow(c *netlink.ConntrackFlow) bool {
 		slices.ContainsFunc(f.fresh, func(p port) bool { return p.protocol == unix.IPPROTO_UDP && match(p, false) })
 }
 
-func forget(gone, fresh []port) error {
-	udp := slices.ContainsFunc(fresh, func(p port) bool { return p.protocol == unix.IPPROTO_UDP })
-	if len(gone) == 0 && !udp {
+// forget makes the kernel forget them. It looks through all that it remembers, for every network
+// namespace of the machine: 10 ms and more, however few they are.
+func (f flows) forget() error {
+	udp := slices.ContainsFunc(f.fresh, func(p port) bool { return p.protocol == unix.IPPROTO_UDP })
+	if len(f.gone) == 0 && !udp {
 		return nil
 	}
-	_, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, flows{gone, fresh})
+	_, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, f)
 	if err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("forget old connections: %w", err)
 	}
 	return nil
+}
+
+// janitor forgets connections to endpoints that have gone, after those who asked have
+// their answer, and many at once.
+type janitor struct {
+	wg   sync.WaitGroup
+	stop chan struct{} // closed: do not wait for more
+
+	mu      sync.Mutex
+	gone    []port // at most as many as were published
+	working bool
+}
+
+func (j *janitor) forget(gone []port) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.gone = append(j.gone, gone...)
+	if len(j.gone) > 0 && !j.working {
+		j.working = true
+		j.wg.Go(j.work)
+	}
+}
+
+// gather is how long the janitor waits for more to forget in one go.
+const gather = 100 * time.Millisecond
+
+func (j *janitor) work() {
+	for {
+		select {
+		case <-time.After(gather):
+		case <-j.stop:
+		}
+		j.mu.Lock()
+		gone := j.gone
+		j.gone, j.working = nil, len(gone) > 0
+		j.mu.Unlock()
+		if len(gone) == 0 {
+			return
+		}
+		if err := (flows{gone: gone}).forget(); err != nil {
+			slog.Warn("connections to ports that are no longer published may linger", "err", err)
+		}
+	}
 }

@@ -14,6 +14,7 @@ func TestMain(m *testing.M) { networktest.Main(m) }
 func newDriver(t testing.TB, state string) network.Driver {
 	t.Helper()
 	d := New()
+	t.Cleanup(func() { _ = d.Close() })
 	if err := d.Configure(t.Context(), plugins.Config{State: state, Options: json.RawMessage(`{"instance":"gantry-test","bridge":"gytest0"}`)}); err != nil {
 		t.Fatal(err)
 	}

@@ -63,6 +63,12 @@ type rules struct {
 	sound  map[string]bool // bridges whose part has been looked at
 	loaded bool
 	ports  []port // what is published, by everyone; as last seen where not loaded
+
+	// Closing a netfilter socket waits for the kernel to tidy up after whoever deleted something
+	// last, 5 to 15 ms: these two stay open.
+	ask    *conn           // for questions
+	change *nftables.Conn  // for elements
+	socket *mdnetlink.Conn // of change
 }
 
 const (
@@ -130,9 +136,11 @@ func (r *rules) chain(name string) *nftables.Chain {
 
 // transaction opens a connection for one train of changes. Its buffers hold the longest
 // train that Publish makes; a lost answer is an error and not a wait without end.
-func transaction() (*nftables.Conn, error) {
-	c, err := nftables.New(nftables.AsLasting(), nftables.WithSockOptions(func(c *mdnetlink.Conn) error {
-		raw, err := c.SyscallConn()
+func transaction() (*nftables.Conn, *mdnetlink.Conn, error) {
+	var socket *mdnetlink.Conn
+	c, err := nftables.New(nftables.AsLasting(), nftables.WithSockOptions(func(s *mdnetlink.Conn) error {
+		socket = s
+		raw, err := s.SyscallConn()
 		if err != nil {
 			return err
 		}
@@ -141,25 +149,59 @@ func transaction() (*nftables.Conn, error) {
 				_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, o, 32<<20)
 			}
 		})
-		return errors.Join(err, c.SetDeadline(time.Now().Add(patience)))
+		return errors.Join(err, s.SetDeadline(time.Now().Add(patience)))
 	}))
 	if err != nil {
+		return nil, nil, fmt.Errorf("open nftables: %w", err)
+	}
+	return c, socket, nil
+}
+
+// steady is the connection that stays, for reading and for changing elements: trains that
+// change rules are echoed, and would leave answers on it.
+func (r *rules) steady() (c *nftables.Conn, err error) {
+	if r.change == nil {
+		if r.change, r.socket, err = transaction(); err != nil {
+			return nil, err
+		}
+	}
+	if err := r.socket.SetDeadline(time.Now().Add(patience)); err != nil {
+		r.hangUp()
 		return nil, fmt.Errorf("open nftables: %w", err)
 	}
-	return c, nil
+	return r.change, nil
+}
+
+// questions is the socket that stays.
+func (r *rules) questions() (c *conn, err error) {
+	if r.ask == nil {
+		r.ask, err = dial(unix.NETLINK_NETFILTER)
+	}
+	return r.ask, err
+}
+
+// hangUp closes what stays open: after an error nobody knows which answers are still to come.
+func (r *rules) hangUp() {
+	if r.ask != nil {
+		r.ask.close()
+	}
+	if r.change != nil {
+		_ = r.change.CloseLasting()
+	}
+	r.ask, r.change, r.socket, r.known = nil, nil, nil, false
 }
 
 // commit flushes c. What is known stays known if nobody else changed the ruleset meanwhile.
 func (r *rules) commit(c *nftables.Conn) error {
-	before, err := generation()
+	before, err := r.generation()
 	if err != nil {
 		return err
 	}
 	if err := c.Flush(); err != nil {
-		r.known = false
+		r.hangUp()
 		return fmt.Errorf("change table inet %s: %w", r.table, err)
 	}
-	after, err := generation()
+	after, err := r.generation()
 	if err != nil {
 		return err
 	}
@@ -173,7 +215,7 @@ func (r *rules) commit(c *nftables.Conn) error {
 
 // look forgets what is known if the ruleset has changed.
 func (r *rules) look() error {
-	gen, err := generation()
+	gen, err := r.generation()
 	if err != nil {
 		return err
 	}
@@ -191,12 +233,19 @@ func (r *rules) vouch(p plan) {
 }
 
 // generation asks the kernel how often the ruleset has changed.
-func generation() (uint32, error) {
-	c, err := dial(unix.NETLINK_NETFILTER)
+func (r *rules) generation() (uint32, error) {
+	c, err := r.questions()
 	if err != nil {
 		return 0, err
 	}
-	defer c.close()
+	gen, err := generation(c)
+	if err != nil {
+		r.hangUp()
+	}
+	return gen, err
+}
+
+func generation(c *conn) (uint32, error) {
 	var m message
 	m.begin(nfType(unix.NFT_MSG_GETGEN), 0, []byte{unix.AF_UNSPEC, unix.NFNETLINK_V0, 0, 0})
 	m.finish()
@@ -204,7 +253,7 @@ func generation() (uint32, error) {
 		return 0, fmt.Errorf("send netlink message: %w", err)
 	}
 	var gen uint32
-	err = c.receive(func(h *unix.NlMsghdr, body []byte) (bool, error) {
+	err := c.receive(func(h *unix.NlMsghdr, body []byte) (bool, error) {
 		if h.Type == unix.NLMSG_ERROR {
 			return false, answer(h, body)
 		}
@@ -231,40 +280,42 @@ type rule struct {
 	comment string
 }
 
-// listRules lists the rules of a chain; none if there is no such chain. It looks at nothing
+// list lists the rules of a chain; none if there is no such chain. It looks at nothing
 // inside them: other people's hold expressions that no library knows.
-func listRules(family nftables.TableFamily, table, chain string) ([]rule, error) {
-	for try := 0; ; try++ {
-		c, err := dial(unix.NETLINK_NETFILTER)
+func (r *rules) list(family nftables.TableFamily, table, chain string) (all []rule, err error) {
+	for range 10 {
+		c, err := r.questions()
 		if err != nil {
 			return nil, err
 		}
-		var m message
-		m.begin(nfType(unix.NFT_MSG_GETRULE), unix.NLM_F_DUMP, []byte{byte(family), unix.NFNETLINK_V0, 0, 0})
-		m.text(unix.NFTA_RULE_TABLE, table)
-		m.text(unix.NFTA_RULE_CHAIN, chain)
-		var all []rule
-		err = c.dump(&m, func(_ uint16, body []byte) {
-			var r rule
-			for typ, v := range attributes(body[min(4, len(body)):]) {
-				switch {
-				case typ == unix.NFTA_RULE_HANDLE && len(v) == 8:
-					r.handle = binary.BigEndian.Uint64(v)
-				case typ == unix.NFTA_RULE_USERDATA && len(v) > 2 && v[0] == 0: // type, length, text
-					r.comment = cstring(v[2:])
-				}
-			}
-			all = append(all, r)
-		})
-		c.close()
-		switch {
-		case err == nil, errors.Is(err, unix.ENOENT):
+		if all, err = listRules(c, family, table, chain); err == nil || errors.Is(err, unix.ENOENT) {
 			return all, nil
-		case errors.Is(err, errInterrupted) && try < 10:
-			continue
 		}
-		return nil, fmt.Errorf("list rules of chain %s: %w", chain, err)
+		r.hangUp()
+		if !errors.Is(err, errInterrupted) {
+			return nil, fmt.Errorf("list rules of chain %s: %w", chain, err)
+		}
 	}
+	return nil, fmt.Errorf("list rules of chain %s: %w: %w", chain, errInterrupted, errdefs.ErrAborted)
+}
+
+func listRules(c *conn, family nftables.TableFamily, table, chain string) (all []rule, err error) {
+	var m message
+	m.begin(nfType(unix.NFT_MSG_GETRULE), unix.NLM_F_DUMP, []byte{byte(family), unix.NFNETLINK_V0, 0, 0})
+	m.text(unix.NFTA_RULE_TABLE, table)
+	m.text(unix.NFTA_RULE_CHAIN, chain)
+	return all, c.dump(&m, func(_ uint16, body []byte) {
+		var r rule
+		for typ, v := range attributes(body[min(4, len(body)):]) {
+			switch {
+			case typ == unix.NFTA_RULE_HANDLE && len(v) == 8:
+				r.handle = binary.BigEndian.Uint64(v)
+			case typ == unix.NFTA_RULE_USERDATA && len(v) > 2 && v[0] == 0: // type, length, text
+				r.comment = cstring(v[2:])
+			}
+		}
+		all = append(all, r)
+	})
 }
 
 // whole says whether a network's part of the table is there, as far as can be told from outside. It
@@ -283,7 +334,7 @@ func (r *rules) whole(p plan) (bool, error) {
 		want["nat-"+p.bridge] = 3
 	}
 	for chain, n := range want {
-		have, err := listRules(nftables.TableFamilyINet, r.table, chain)
+		have, err := r.list(nftables.TableFamilyINet, r.table, chain)
 		if err != nil || len(have) != n {
 			return false, err
 		}
@@ -296,7 +347,7 @@ func (r *rules) ensure(p plan) error {
 	if err := r.look(); err != nil {
 		return err
 	}
-	c, err := transaction()
+	c, _, err := transaction()
 	if err != nil {
 		return err
 	}
@@ -446,14 +497,14 @@ func (r *rules) remove(bridge string) error {
 	if err := r.look(); err != nil {
 		return err
 	}
-	c, err := transaction()
+	c, _, err := transaction()
 	if err != nil {
 		return err
 	}
 	defer c.CloseLasting() //nolint:errcheck // the socket of one transaction
 	found := false
 	for _, id := range []uint32{setBridges, mapInto, mapFrom, mapSources} {
-		have, err := list(c, r.set(id))
+		have, err := listElements(c, r.set(id))
 		if err != nil {
 			return err
 		}
@@ -493,8 +544,8 @@ func (r *rules) remove(bridge string) error {
 	return r.commit(c)
 }
 
-// list lists the elements of a set; none if there is no such set.
-func list(c *nftables.Conn, s *nftables.Set) ([]nftables.SetElement, error) {
+// listElements lists the elements of a set; none if there is no such set.
+func listElements(c *nftables.Conn, s *nftables.Set) ([]nftables.SetElement, error) {
 	all, err := c.GetSetElements(s)
 	if err != nil && !strings.Contains(err.Error(), unix.ENOENT.Error()) { // the library does not wrap it
 		return nil, fmt.Errorf("list set %s: %w", s.Name, err)
@@ -511,7 +562,7 @@ func end(p netip.Prefix) nftables.SetElement {
 
 // drop takes the table away.
 func (r *rules) drop() error {
-	c, err := transaction()
+	c, _, err := transaction()
 	if err != nil {
 		return err
 	}
