@@ -1,6 +1,7 @@
 // Package snapshotters is the contract between gantryd and a storage driver, and its wire.
 //
-// Every method is idempotent by key and ends by the context's deadline.
+// Every method is idempotent by key and ends by the context's deadline. A call that finds its context ended does nothing: it
+// may have waited for another, and its caller be further by now.
 //
 // # Layers and whiteouts
 //

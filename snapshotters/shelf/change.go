@@ -297,6 +297,10 @@ func (s *Shelf) finish(ctx context.Context, dir string) (*Usage, error) {
 	counted := make(chan *Usage, 1)
 	go func() {
 		u, err := du(ctx, dir)
+		if ctx.Err() != nil {
+			counted <- nil
+			return
+		}
 		if err != nil {
 			s.log.Warn("count a layer", "dir", dir, "err", err)
 			counted <- nil

@@ -266,10 +266,15 @@ func (s *Shelf) chain(parent string) ([]Snapshot, error) {
 	return out, nil
 }
 
-// hold waits until nobody else changes any of keys, and holds them until release is called.
+// hold waits until nobody else changes any of keys, and holds them until release is called. A call whose time is over, or
+// whose caller has hung up, gets nothing even if nobody is in its way: the caller may have tried again, succeeded and gone on
+// to remove what this call would make once more.
 func (s *Shelf) hold(ctx context.Context, keys ...string) (release func(), err error) {
 	mine := make(chan struct{})
 	for {
+		if ctx.Err() != nil {
+			return nil, fmt.Errorf("change snapshot %.80q: %w", keys[0], Ended(ctx))
+		}
 		s.mu.Lock()
 		if s.closed {
 			s.mu.Unlock()
@@ -299,7 +304,7 @@ func (s *Shelf) hold(ctx context.Context, keys ...string) (release func(), err e
 		select {
 		case <-wait:
 		case <-ctx.Done():
-			return nil, fmt.Errorf("wait for another call about snapshot %q: %w", keys[0], Ended(ctx))
+			return nil, fmt.Errorf("wait for another call about snapshot %.80q: %w", keys[0], Ended(ctx))
 		}
 	}
 }

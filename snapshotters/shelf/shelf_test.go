@@ -434,6 +434,10 @@ func TestWaiting(t *testing.T) {
 		}
 	}
 	release()
+	// nor does it do anything now that nobody is in its way
+	if _, _, err := s.Make(ctx, Record{Key: "k", Kind: Active}, false, noFill); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("make, too late: %v", err)
+	}
 	keep(t, s, "k", "", false)
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
