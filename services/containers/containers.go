@@ -71,6 +71,10 @@ type Volumes interface {
 	Mount(ctx context.Context, op *meta.Op, c *containersv1.Container) ([]*typesv1.Mount, error)
 	// Unmount ends that use. Of what is not mounted it succeeds.
 	Unmount(ctx context.Context, op *meta.Op, c *containersv1.Container) error
+	// MountClaims is what Mount claims, and DropClaims what Unmount does, and Release too if forget is set;
+	// whoever begins an operation with them saves commits.
+	MountClaims(tx *meta.Tx, c *containersv1.Container) []*storev1.Claim
+	DropClaims(tx *meta.Tx, c *containersv1.Container, forget bool) []*storev1.Claim
 	// Release says that c goes for good, and its volumes without a name with it if anonymous is set.
 	Release(ctx context.Context, op *meta.Op, c *containersv1.Container, anonymous bool) error
 }
@@ -140,6 +144,7 @@ type Service struct {
 	t     tables
 	exits oldExits
 	log   *slog.Logger
+	times times
 
 	ctx    context.Context //nolint:containedctx // the life of the keepers, ended by Close
 	cancel context.CancelCauseFunc
@@ -157,7 +162,7 @@ var errClosing = fmt.Errorf("the daemon is ending: %w", errdefs.ErrUnavailable)
 // New returns a Service. It says how what containers claim is taken back; call Recover once every
 // other service has done so too.
 func New(cfg Config, p Parts) *Service {
-	s := &Service{Config: cfg, Parts: p, t: newTables(), keepers: map[string]*keeper{}, untidy: make(chan struct{}, 1), log: cfg.Log}
+	s := &Service{Config: cfg, Parts: p, t: newTables(), times: newTimes(), keepers: map[string]*keeper{}, untidy: make(chan struct{}, 1), log: cfg.Log}
 	if s.log == nil {
 		s.log = slog.Default()
 	}

@@ -360,7 +360,7 @@ func TestInstantExit(t *testing.T) {
 
 func TestRestartsByShim(t *testing.T) {
 	w := newWorld(t)
-	c, shim := w.run("web", &containersv1.Spec{Restart: &containersv1.RestartPolicy{When: containersv1.RestartPolicy_WHEN_EXITED, MaxAttempts: 3}})
+	_, shim := w.run("web", &containersv1.Spec{Restart: &containersv1.RestartPolicy{When: containersv1.RestartPolicy_WHEN_EXITED, MaxAttempts: 3}})
 	if r := shim.boot.GetRestart(); !r.GetAlways() || r.GetMaxAttempts() != 3 {
 		t.Errorf("%v", r)
 	}
@@ -369,7 +369,7 @@ func TestRestartsByShim(t *testing.T) {
 	})
 	w.eventually("web", inPhase(containersv1.Phase_PHASE_RESTARTING))
 	shim.set(func() { shim.phase, shim.run = 3, 2 })
-	c = w.eventually("web", inPhase(containersv1.Phase_PHASE_RUNNING))
+	c := w.eventually("web", inPhase(containersv1.Phase_PHASE_RUNNING))
 	if is := c.GetStatus(); is.GetRuns() != 2 || is.GetRestarts() != 1 || is.GetExit().GetCode() != 1 || is.GetRun() != 1 {
 		t.Errorf("%v", is)
 	}

@@ -68,6 +68,7 @@ func (w *world) open() {
 		Root: filepath.Join(w.root, "root"), State: filepath.Join(w.root, "state"), Instance: "gantry-test", Version: "test", Snapshotter: "overlay",
 		BootID: w.boot, Log: slog.New(slog.DiscardHandler),
 	}, Parts{DB: db, Images: fakeImages{}, Networks: w.nets, Volumes: w.vols, Snapshots: w.snaps, Shims: w.shims, NetNS: w.ns})
+	w.times = times{find: 300 * time.Millisecond, way: 300 * time.Millisecond}
 	for kind, undo := range map[string]func(key string){kindSnapshot: w.snaps.drop, "endpoint": w.nets.drop, "volume": w.vols.drop} {
 		db.OnUndo(kind, func(_ context.Context, c *storev1.Claim) error {
 			undo(c.GetRef().GetKey())
@@ -241,16 +242,18 @@ type mind struct {
 	held map[string]bool
 	fail map[string]error
 	slow chan struct{} // while it is not nil, calls wait for it, or their context
-	log  []string
+	hook func(point string)
 }
 
 func newMind() mind { return mind{held: map[string]bool{}} }
 
 func (m *mind) call(ctx context.Context, verb string) error {
 	m.mu.Lock()
-	slow, err := m.slow, m.fail[verb]
-	m.log = append(m.log, verb)
+	slow, err, hook := m.slow, m.fail[verb], m.hook
 	m.mu.Unlock()
+	if hook != nil {
+		hook(verb)
+	}
 	if slow != nil {
 		select {
 		case <-slow:
@@ -393,6 +396,12 @@ type fakeVolumes struct {
 	released []bool
 }
 
+func (f *fakeVolumes) MountClaims(*meta.Tx, *containersv1.Container) []*storev1.Claim { return nil }
+
+func (f *fakeVolumes) DropClaims(*meta.Tx, *containersv1.Container, bool) []*storev1.Claim {
+	return nil
+}
+
 func (f *fakeVolumes) Ensure(ctx context.Context, _ *meta.Op, _ *containersv1.Container) error {
 	return f.call(ctx, "ensure")
 }
@@ -450,7 +459,6 @@ type fakeShims struct {
 	exits   map[bundle.Dir]bundle.Exit // as written to disk
 	onSpawn func(*fakeShim)
 	silent  bool // Find gets no answer
-	buried  int
 }
 
 func (f *fakeShims) of(dir bundle.Dir) *fakeShim {
@@ -486,7 +494,7 @@ func (f *fakeShims) Spawn(ctx context.Context, dir bundle.Dir, boot *shimv1.Boot
 	}
 	s := &fakeShim{
 		dir: dir, boot: proto.CloneOf(boot), gone: make(chan struct{}), moved: make(chan struct{}), phase: shimv1.Phase_PHASE_EMPTY, run: boot.GetRun(),
-		fail: map[string]error{}, execs: map[string]*fakeProcess{}, init: newProcess(),
+		fail: map[string]error{}, execs: map[string]*fakeProcess{}, init: newProcess(), hook: f.hook,
 	}
 	s.record = func(e *typesv1.Exit) {
 		f.mu.Lock()
@@ -522,7 +530,6 @@ func (f *fakeShims) Bury(_ context.Context, dir bundle.Dir) (bundle.Exit, error)
 	f.mu.Lock()
 	s, e := f.by[dir], f.exits[dir]
 	delete(f.by, dir)
-	f.buried++
 	f.mu.Unlock()
 	if s != nil {
 		s.die()
@@ -538,6 +545,7 @@ type fakeShim struct {
 	dir    bundle.Dir
 	boot   *shimv1.Boot
 	record func(*typesv1.Exit)
+	hook   func(point string)
 	init   *fakeProcess
 
 	mu       sync.Mutex
@@ -638,6 +646,9 @@ func (s *fakeShim) ends(code uint32) {
 }
 
 func (s *fakeShim) err(verb string) error {
+	if s.hook != nil && verb != "state" {
+		s.hook("shim " + verb)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.dead {
@@ -797,12 +808,6 @@ func (s *fakeShim) Delete(_ context.Context, r *shimv1.DeleteRequest) (*shimv1.D
 	delete(s.execs, r.GetProcess())
 	s.mu.Unlock()
 	return &shimv1.DeleteResponse{}, s.err("delete")
-}
-
-func (s *fakeShim) hasDeleted(process string) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return slices.Contains(s.deleted, process)
 }
 
 func (s *fakeShim) Shutdown(context.Context, *shimv1.ShutdownRequest) (*shimv1.ShutdownResponse, error) {

@@ -17,21 +17,28 @@ import (
 const (
 	// shimTime bounds a call to a shim, long polls excepted.
 	shimTime = 10 * time.Second
-	// findTime bounds looking for a shim: one that lives answers at once.
-	findTime = 2 * time.Second
 	// launchTime bounds everything between a record and a process.
 	launchTime = 2 * time.Minute
 	// releaseTime bounds letting go of what a run held; what is left then, the journal keeps.
 	releaseTime = 2 * time.Minute
 	// defaultGrace is how long a container may take to stop, as with Docker.
 	defaultGrace = 10 * time.Second
-	// wayTime is how long whoever is in the way is waited for.
-	wayTime = 5 * time.Second
 	// killTime is how long SIGKILL may take to be answered by an exit before the shim is given up.
 	killTime = 10 * time.Second
 )
 
-var errWay = fmt.Errorf("it was in the way for %v: %w", wayTime, context.DeadlineExceeded)
+// times are those that tests have less of.
+type times struct {
+	find time.Duration // looking for a shim: one that lives answers at once
+	way  time.Duration // how long whoever is in the way is waited for
+}
+
+func newTimes() times { return times{find: 2 * time.Second, way: 5 * time.Second} }
+
+// waiting bounds how long whoever is in the way is waited for.
+func (s *Service) waiting(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, s.times.way, fmt.Errorf("somebody was in the way for %v: %w", s.times.way, context.DeadlineExceeded))
+}
 
 var errShimTime = fmt.Errorf("the shim did not answer within %v: %w", shimTime, context.DeadlineExceeded)
 

@@ -93,7 +93,7 @@ func (k *keeper) refused(ctx context.Context, c *containersv1.Container, err err
 
 // begin claims all that a launch makes. Whoever is in the way is waited for, a little.
 func (l *launch) begin(ctx context.Context) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, wayTime, errWay)
+	ctx, cancel := l.s.waiting(ctx)
 	defer cancel()
 	id := l.k.id
 	claims := []*storev1.Claim{claim(meta.Use, kindContainer, "", id), claim(meta.Use, kindSnapshot, l.c.GetOrigin().GetSnapshotter(), id)}
@@ -105,7 +105,7 @@ func (l *launch) begin(ctx context.Context) error {
 		return l.k.status(func(is *containersv1.Status) {
 			is.Phase, is.Message, is.StartFailed, is.Pid = containersv1.Phase_PHASE_STARTING, "", false, 0
 		}, func(tx *meta.Tx) (err error) {
-			l.op, err = tx.Begin("container.launch", claims...)
+			l.op, err = tx.Begin("container.launch", append(claims, l.s.Volumes.MountClaims(tx, l.c)...)...)
 			return err
 		})
 	})
@@ -155,7 +155,7 @@ func (l *launch) act(ctx context.Context) error {
 		return err
 	}
 	fault.Point("containers.launch.started")
-	l.k.adopt(l.shim) // before anybody is told that it runs
+	l.k.adopt(l.shim) //nolint:contextcheck // before anybody is told that it runs; it is watched for longer than this takes
 	return l.commit()
 }
 
@@ -432,7 +432,7 @@ func (k *keeper) handOver(ctx context.Context, shim supervise.Shim) {
 		j.offer <- offer{shim: shim}
 		select {
 		case <-j.ready:
-		case <-time.After(findTime): // it may miss what the ring cannot hold
+		case <-time.After(k.s.times.find): // it may miss what the ring cannot hold
 		case <-ctx.Done():
 		}
 	}

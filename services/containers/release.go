@@ -84,6 +84,9 @@ func (k *keeper) drops(tx *meta.Tx, c *containersv1.Container, forget, held bool
 	if held {
 		claims = append(claims, claim(meta.Drop, kindShim, "", k.id))
 	}
+	if held || forget {
+		claims = append(claims, k.s.Volumes.DropClaims(tx, c, forget)...)
+	}
 	return claims
 }
 
@@ -101,7 +104,7 @@ func (k *keeper) forget(ctx context.Context, c *containersv1.Container) error {
 
 func (k *keeper) drop(ctx context.Context, c *containersv1.Container, forget bool) error {
 	var op *meta.Op
-	short, cancel := context.WithTimeoutCause(ctx, wayTime, errWay)
+	short, cancel := k.s.waiting(ctx)
 	defer cancel()
 	if err := rpc.Retry(short, func(context.Context) error {
 		return k.s.DB.Update(func(tx *meta.Tx) (err error) {

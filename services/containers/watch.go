@@ -22,14 +22,16 @@ type watch struct {
 	shim   supervise.Shim
 	states chan *shimv1.StateResponse // of one place: only the newest counts
 	lost   chan struct{}              // closed when the connection is gone
-	cancel context.CancelFunc
+	cancel context.CancelCauseFunc
 	done   chan struct{}
 }
+
+var errLetGo = fmt.Errorf("nobody watches this shim any more: %w", context.Canceled)
 
 // adopt makes shim the one that is watched and called.
 func (k *keeper) adopt(shim supervise.Shim) {
 	k.unwatch()
-	ctx, cancel := context.WithCancel(k.s.ctx)
+	ctx, cancel := context.WithCancelCause(k.s.ctx)
 	k.w = &watch{shim: shim, states: make(chan *shimv1.StateResponse, 1), lost: make(chan struct{}), cancel: cancel, done: make(chan struct{})}
 	go k.w.follow(ctx)
 	k.show(shim)
@@ -45,7 +47,7 @@ func (k *keeper) show(shim supervise.Shim) {
 func (k *keeper) unwatch() {
 	k.show(nil)
 	if k.w != nil {
-		k.w.cancel()
+		k.w.cancel(errLetGo)
 		<-k.w.done
 		k.w = nil
 	}
@@ -157,13 +159,13 @@ func (k *keeper) update(change func(is *containersv1.Status)) {
 // find looks for the shim of a container that should have one.
 func (k *keeper) find(ctx context.Context, c *containersv1.Container) {
 	k.unwatch()
-	short, cancel := context.WithTimeoutCause(ctx, findTime, fmt.Errorf("no answer within %v: %w", findTime, context.DeadlineExceeded))
+	short, cancel := context.WithTimeoutCause(ctx, k.s.times.find, fmt.Errorf("no answer within %v: %w", k.s.times.find, context.DeadlineExceeded))
 	defer cancel()
 	shim, err := k.s.Shims.Find(short, k.s.state(k.id))
 	switch {
 	case ctx.Err() != nil:
 	case err == nil:
-		k.adopt(shim) // before anybody is told that it runs
+		k.adopt(shim) //nolint:contextcheck // before anybody is told that it runs; it is watched for longer than this takes
 		if c.GetStatus().GetPhase() == containersv1.Phase_PHASE_UNREACHABLE {
 			k.update(func(is *containersv1.Status) { is.Phase, is.Message = containersv1.Phase_PHASE_RUNNING, "" })
 		}
