@@ -1,11 +1,13 @@
 package shelf
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"maps"
 	"os"
 	"path/filepath"
@@ -228,7 +230,11 @@ func (s *Shelf) loadOne(id string) error {
 		torn = fmt.Errorf("%s is snapshot %q already", twin.ID, r.Key)
 	}
 	if torn != nil { // never finished, or torn by a power cut before it was owed to anybody
-		s.log.Warn("sweep an unfinished snapshot", "id", id, "err", torn)
+		level := slog.LevelWarn
+		if errors.Is(torn, fs.ErrNotExist) { // what a kill leaves: nothing to worry about
+			level = slog.LevelDebug
+		}
+		s.log.Log(context.Background(), level, "sweep an unfinished snapshot", "id", id, "err", torn)
 		return os.Rename(dir, s.path(trashName, id))
 	}
 	if r.Kind == Committed { // a commit that was killed after its record
