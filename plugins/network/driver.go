@@ -11,8 +11,11 @@ import (
 	"github.com/gantryd/gantry/plugins"
 )
 
-// Ports is the capability of a driver that is also a Publisher.
-const Ports = "ports"
+// Capabilities.
+const (
+	Ports = "ports" // of a driver that is also a Publisher
+	Check = "check" // of a driver that is also a Checker
+)
 
 // Network is a network as its driver sees it.
 type Network struct {
@@ -76,4 +79,23 @@ type Publisher interface {
 	// Publish makes ports reachable from outside; the set replaces the last one. A port
 	// that is held already is errdefs.ErrAlreadyExists.
 	Publish(ctx context.Context, n Network, e Endpoint, ports []Port) error
+}
+
+// Want is an endpoint as it should be, with what it publishes. Its NetNS may be "": not known.
+type Want struct {
+	Endpoint
+	Ports []Port
+}
+
+// Difference is something on the host that is not as it should be, for people.
+type Difference struct {
+	Subject string // what differs, in the same words every time it is looked at
+	Detail  string // how
+}
+
+// Checker is the capability "check".
+type Checker interface {
+	// Check compares a network and all of its endpoints, as they should be, with what is on the
+	// host, and ranges over the differences. It changes nothing: CreateNetwork, Attach and Publish mend.
+	Check(ctx context.Context, n Network, want []Want) iter.Seq2[Difference, error]
 }

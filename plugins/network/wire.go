@@ -16,8 +16,8 @@ import (
 	driverv1 "github.com/gantryd/gantry/proto/gantry/driver/v1"
 )
 
-// Register serves d. If d is a Publisher too, that is served with it; if not, Publish
-// answers errdefs.ErrNotImplemented.
+// Register serves d. If d is a Publisher or a Checker too, that is served with it; if not, Publish and
+// Check answer errdefs.ErrNotImplemented.
 func Register(s grpc.ServiceRegistrar, d Driver) {
 	driverv1.RegisterNetworkDriverServiceServer(s, &server{d: d})
 }
@@ -26,10 +26,11 @@ func Register(s grpc.ServiceRegistrar, d Driver) {
 type Client interface {
 	Driver
 	Publisher
+	Checker
 }
 
 // NewClient returns the driver that cc leads to. Its errors have the classes of
-// containerd/errdefs that the driver gave them. Whether Publish will do anything is
+// containerd/errdefs that the driver gave them. Whether Publish and Check will do anything is
 // for the plugin's capability words to say.
 func NewClient(cc grpc.ClientConnInterface) Client {
 	return &client{driverv1.NewNetworkDriverServiceClient(cc)}
@@ -89,13 +90,9 @@ func (s *server) Publish(ctx context.Context, r *driverv1.PublishRequest) (*driv
 	if err != nil {
 		return nil, errgrpc.ToGRPC(err)
 	}
-	ports := make([]Port, 0, len(r.GetPorts()))
-	for _, p := range r.GetPorts() {
-		q, err := portFrom(p)
-		if err != nil {
-			return nil, errgrpc.ToGRPC(err)
-		}
-		ports = append(ports, q)
+	ports, err := parseAll(r.GetPorts(), portFrom)
+	if err != nil {
+		return nil, errgrpc.ToGRPC(err)
 	}
 	return &driverv1.PublishResponse{}, errgrpc.ToGRPC(p.Publish(ctx, n, e, ports))
 }
@@ -106,6 +103,30 @@ func (s *server) ListEndpoints(_ *driverv1.ListEndpointsRequest, to grpc.ServerS
 			return errgrpc.ToGRPC(err)
 		}
 		if err := to.Send(&driverv1.ListEndpointsResponse{NetworkId: h.NetworkID, EndpointId: h.EndpointID}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *server) CheckNetwork(r *driverv1.CheckNetworkRequest, to grpc.ServerStreamingServer[driverv1.CheckNetworkResponse]) error {
+	c, ok := s.d.(Checker)
+	if !ok {
+		return errgrpc.ToGRPC(fmt.Errorf("check network: the driver has no capability %q: %w", Check, errdefs.ErrNotImplemented))
+	}
+	n, err := specFrom(r.GetNetwork(), r.GetHandle())
+	if err != nil {
+		return errgrpc.ToGRPC(err)
+	}
+	want, err := parseAll(r.GetEndpoints(), wantFrom)
+	if err != nil {
+		return errgrpc.ToGRPC(err)
+	}
+	for d, err := range c.Check(to.Context(), n, want) {
+		if err != nil {
+			return errgrpc.ToGRPC(err)
+		}
+		if err := to.Send(&driverv1.CheckNetworkResponse{Subject: d.Subject, Detail: d.Detail}); err != nil {
 			return err
 		}
 	}
@@ -165,12 +186,40 @@ func (c *client) Publish(ctx context.Context, n Network, e Endpoint, ports []Por
 }
 
 func (c *client) Endpoints(ctx context.Context) iter.Seq2[Held, error] {
-	return func(yield func(Held, error) bool) {
+	return stream(ctx, func(ctx context.Context) (grpc.ServerStreamingClient[driverv1.ListEndpointsResponse], error) {
+		return c.c.ListEndpoints(ctx, &driverv1.ListEndpointsRequest{})
+	}, func(r *driverv1.ListEndpointsResponse) Held {
+		return Held{NetworkID: r.GetNetworkId(), EndpointID: r.GetEndpointId()}
+	})
+}
+
+func (c *client) Check(ctx context.Context, n Network, want []Want) iter.Seq2[Difference, error] {
+	r := &driverv1.CheckNetworkRequest{Network: specTo(n), Handle: n.Handle}
+	for _, w := range want {
+		p := &driverv1.WantedEndpoint{
+			EndpointId: w.ID, Netns: w.NetNS, Addresses: texts(w.Addresses), Mac: w.MAC, Interface: w.Interface, Handle: w.Handle,
+		}
+		for _, q := range w.Ports {
+			p.Ports = append(p.Ports, portTo(q))
+		}
+		r.Endpoints = append(r.Endpoints, p)
+	}
+	return stream(ctx, func(ctx context.Context) (grpc.ServerStreamingClient[driverv1.CheckNetworkResponse], error) {
+		return c.c.CheckNetwork(ctx, r)
+	}, func(r *driverv1.CheckNetworkResponse) Difference {
+		return Difference{Subject: r.GetSubject(), Detail: r.GetDetail()}
+	})
+}
+
+// stream ranges over what a call answers, and ends the call of a caller that stops early.
+func stream[R, T any](ctx context.Context, call func(context.Context) (grpc.ServerStreamingClient[R], error), read func(*R) T) iter.Seq2[T, error] {
+	return func(yield func(T, error) bool) {
 		ctx, cancel := context.WithCancelCause(ctx)
-		defer cancel(nil) // ends the stream of a caller that stops early
-		from, err := c.c.ListEndpoints(ctx, &driverv1.ListEndpointsRequest{})
+		defer cancel(nil)
+		var none T
+		from, err := call(ctx)
 		if err != nil {
-			yield(Held{}, errgrpc.ToNative(err))
+			yield(none, errgrpc.ToNative(err))
 			return
 		}
 		for {
@@ -179,10 +228,10 @@ func (c *client) Endpoints(ctx context.Context) iter.Seq2[Held, error] {
 				return
 			}
 			if err != nil {
-				yield(Held{}, errgrpc.ToNative(err))
+				yield(none, errgrpc.ToNative(err))
 				return
 			}
-			if !yield(Held{NetworkID: r.GetNetworkId(), EndpointID: r.GetEndpointId()}, nil) {
+			if !yield(read(r), nil) {
 				return
 			}
 		}
@@ -229,6 +278,16 @@ func bothFrom(p *driverv1.NetworkSpec, nh []byte, m endpointMessage) (Network, E
 	return n, e, nil
 }
 
+func wantFrom(p *driverv1.WantedEndpoint) (Want, error) {
+	w := Want{Endpoint: Endpoint{ID: p.GetEndpointId(), NetNS: p.GetNetns(), MAC: p.GetMac(), Interface: p.GetInterface(), Handle: p.GetHandle()}}
+	var err error
+	if w.Addresses, err = parseAll(p.GetAddresses(), netip.ParsePrefix); err != nil {
+		return w, fmt.Errorf("read endpoint %s: %w: %w", w.ID, err, errdefs.ErrInvalidArgument)
+	}
+	w.Ports, err = parseAll(p.GetPorts(), portFrom)
+	return w, err
+}
+
 func portTo(p Port) *driverv1.Port {
 	q := &driverv1.Port{
 		Protocol: p.Protocol, HostPort: uint32(p.Host.Port()),
@@ -270,7 +329,7 @@ func texts[T fmt.Stringer](in []T) []string {
 	return out
 }
 
-func parseAll[T any](in []string, parse func(string) (T, error)) ([]T, error) {
+func parseAll[S, T any](in []S, parse func(S) (T, error)) ([]T, error) {
 	var out []T
 	for _, s := range in {
 		v, err := parse(s)

@@ -63,8 +63,26 @@ func (d *echo) Endpoints(context.Context) iter.Seq2[network.Held, error] {
 	}
 }
 
-// publisher is an echo with the capability.
-type publisher struct{ echo }
+// publisher is an echo with every capability.
+type publisher struct {
+	echo
+	want  []network.Want
+	found []network.Difference
+}
+
+func (d *publisher) Check(_ context.Context, n network.Network, want []network.Want) iter.Seq2[network.Difference, error] {
+	d.n, d.want = n, want
+	return func(yield func(network.Difference, error) bool) {
+		for _, f := range d.found {
+			if !yield(f, nil) {
+				return
+			}
+		}
+		if d.err != nil {
+			yield(network.Difference{}, d.err)
+		}
+	}
+}
 
 func (d *publisher) Publish(_ context.Context, n network.Network, e network.Endpoint, ports []network.Port) error {
 	d.n, d.e, d.ports = n, e, ports
@@ -96,7 +114,7 @@ var (
 
 // TestLossless: what goes in comes out, both ways.
 func TestLossless(t *testing.T) {
-	d := &publisher{echo{
+	d := &publisher{found: []network.Difference{{Subject: "bridge", Detail: "gone"}}, echo: echo{
 		got: network.Attached{
 			Interface: "eth7", MAC: "02:00:00:00:00:01", Handle: plugins.Handle("h"),
 			Routes: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")}, Nameservers: []netip.Addr{netip.MustParseAddr("10.0.0.1")},
@@ -136,6 +154,18 @@ func TestLossless(t *testing.T) {
 	if !reflect.DeepEqual(d.ports, ports) {
 		t.Errorf("ports %+v, want %+v", d.ports, ports)
 	}
+	want := []network.Want{{Endpoint: seat, Ports: ports}, {Endpoint: network.Endpoint{ID: "f"}}}
+	var found []network.Difference
+	for f, err := range far.(network.Checker).Check(t.Context(), full, want) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		found = append(found, f)
+	}
+	check("check", nil, network.Endpoint{})
+	if !reflect.DeepEqual(d.want, want) || !reflect.DeepEqual(found, d.found) {
+		t.Errorf("checked %+v, found %v", d.want, found)
+	}
 	var held []network.Held
 	for h, err := range far.Endpoints(t.Context()) {
 		if err != nil {
@@ -167,7 +197,12 @@ func TestClasses(t *testing.T) {
 		for _, err := range far.Endpoints(t.Context()) {
 			list = err
 		}
+		var differ error
+		for _, err := range far.(network.Checker).Check(t.Context(), full, nil) {
+			differ = err
+		}
 		for what, err := range map[string]error{
+			"check":  differ,
 			"create": create, "delete": far.DeleteNetwork(t.Context(), full), "attach": attach, "detach": far.Detach(t.Context(), full, seat),
 			"publish": far.(network.Publisher).Publish(t.Context(), full, seat, nil), "list": list,
 		} {
@@ -178,7 +213,7 @@ func TestClasses(t *testing.T) {
 	}
 }
 
-// TestNoPublisher: a driver without the capability says so.
+// TestNoPublisher: a driver without a capability says so.
 func TestNoPublisher(t *testing.T) {
 	far := wiretest.Over[network.Driver](t, wire(t), &echo{}, network.Register, network.NewClient)
 	p, ok := far.(network.Publisher)
@@ -187,6 +222,11 @@ func TestNoPublisher(t *testing.T) {
 	}
 	if err := p.Publish(t.Context(), full, seat, nil); !errdefs.IsNotImplemented(err) {
 		t.Errorf("publish: %v", err)
+	}
+	for _, err := range far.(network.Checker).Check(t.Context(), full, nil) {
+		if !errdefs.IsNotImplemented(err) {
+			t.Errorf("check: %v", err)
+		}
 	}
 }
 

@@ -1706,6 +1706,213 @@ func (x *ListEndpointsResponse) GetEndpointId() string {
 	return ""
 }
 
+// WantedEndpoint is an endpoint as it should be.
+type WantedEndpoint struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	EndpointId    string                 `protobuf:"bytes,1,opt,name=endpoint_id,json=endpointId,proto3" json:"endpoint_id,omitempty"`
+	Netns         string                 `protobuf:"bytes,2,opt,name=netns,proto3" json:"netns,omitempty"` // "" where it is not known
+	Addresses     []string               `protobuf:"bytes,3,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	Mac           string                 `protobuf:"bytes,4,opt,name=mac,proto3" json:"mac,omitempty"`
+	Interface     string                 `protobuf:"bytes,5,opt,name=interface,proto3" json:"interface,omitempty"`
+	Handle        []byte                 `protobuf:"bytes,6,opt,name=handle,proto3" json:"handle,omitempty"`
+	Ports         []*Port                `protobuf:"bytes,7,rep,name=ports,proto3" json:"ports,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WantedEndpoint) Reset() {
+	*x = WantedEndpoint{}
+	mi := &file_gantry_driver_v1_driver_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WantedEndpoint) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WantedEndpoint) ProtoMessage() {}
+
+func (x *WantedEndpoint) ProtoReflect() protoreflect.Message {
+	mi := &file_gantry_driver_v1_driver_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WantedEndpoint.ProtoReflect.Descriptor instead.
+func (*WantedEndpoint) Descriptor() ([]byte, []int) {
+	return file_gantry_driver_v1_driver_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *WantedEndpoint) GetEndpointId() string {
+	if x != nil {
+		return x.EndpointId
+	}
+	return ""
+}
+
+func (x *WantedEndpoint) GetNetns() string {
+	if x != nil {
+		return x.Netns
+	}
+	return ""
+}
+
+func (x *WantedEndpoint) GetAddresses() []string {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+func (x *WantedEndpoint) GetMac() string {
+	if x != nil {
+		return x.Mac
+	}
+	return ""
+}
+
+func (x *WantedEndpoint) GetInterface() string {
+	if x != nil {
+		return x.Interface
+	}
+	return ""
+}
+
+func (x *WantedEndpoint) GetHandle() []byte {
+	if x != nil {
+		return x.Handle
+	}
+	return nil
+}
+
+func (x *WantedEndpoint) GetPorts() []*Port {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
+// CheckNetworkRequest is a network and all of its endpoints.
+type CheckNetworkRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Network       *NetworkSpec           `protobuf:"bytes,1,opt,name=network,proto3" json:"network,omitempty"`
+	Handle        []byte                 `protobuf:"bytes,2,opt,name=handle,proto3" json:"handle,omitempty"`
+	Endpoints     []*WantedEndpoint      `protobuf:"bytes,3,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckNetworkRequest) Reset() {
+	*x = CheckNetworkRequest{}
+	mi := &file_gantry_driver_v1_driver_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckNetworkRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckNetworkRequest) ProtoMessage() {}
+
+func (x *CheckNetworkRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_gantry_driver_v1_driver_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckNetworkRequest.ProtoReflect.Descriptor instead.
+func (*CheckNetworkRequest) Descriptor() ([]byte, []int) {
+	return file_gantry_driver_v1_driver_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *CheckNetworkRequest) GetNetwork() *NetworkSpec {
+	if x != nil {
+		return x.Network
+	}
+	return nil
+}
+
+func (x *CheckNetworkRequest) GetHandle() []byte {
+	if x != nil {
+		return x.Handle
+	}
+	return nil
+}
+
+func (x *CheckNetworkRequest) GetEndpoints() []*WantedEndpoint {
+	if x != nil {
+		return x.Endpoints
+	}
+	return nil
+}
+
+// CheckNetworkResponse is one difference, for people.
+type CheckNetworkResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Subject       string                 `protobuf:"bytes,1,opt,name=subject,proto3" json:"subject,omitempty"` // what differs, the same words every time
+	Detail        string                 `protobuf:"bytes,2,opt,name=detail,proto3" json:"detail,omitempty"`   // how
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckNetworkResponse) Reset() {
+	*x = CheckNetworkResponse{}
+	mi := &file_gantry_driver_v1_driver_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckNetworkResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckNetworkResponse) ProtoMessage() {}
+
+func (x *CheckNetworkResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_gantry_driver_v1_driver_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckNetworkResponse.ProtoReflect.Descriptor instead.
+func (*CheckNetworkResponse) Descriptor() ([]byte, []int) {
+	return file_gantry_driver_v1_driver_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *CheckNetworkResponse) GetSubject() string {
+	if x != nil {
+		return x.Subject
+	}
+	return ""
+}
+
+func (x *CheckNetworkResponse) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
 // AttachResponse says what was made.
 type AttachResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1720,7 +1927,7 @@ type AttachResponse struct {
 
 func (x *AttachResponse) Reset() {
 	*x = AttachResponse{}
-	mi := &file_gantry_driver_v1_driver_proto_msgTypes[30]
+	mi := &file_gantry_driver_v1_driver_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1732,7 +1939,7 @@ func (x *AttachResponse) String() string {
 func (*AttachResponse) ProtoMessage() {}
 
 func (x *AttachResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_driver_v1_driver_proto_msgTypes[30]
+	mi := &file_gantry_driver_v1_driver_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1745,7 +1952,7 @@ func (x *AttachResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachResponse.ProtoReflect.Descriptor instead.
 func (*AttachResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_driver_v1_driver_proto_rawDescGZIP(), []int{30}
+	return file_gantry_driver_v1_driver_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *AttachResponse) GetHandle() []byte {
@@ -1800,7 +2007,7 @@ type DetachRequest struct {
 
 func (x *DetachRequest) Reset() {
 	*x = DetachRequest{}
-	mi := &file_gantry_driver_v1_driver_proto_msgTypes[31]
+	mi := &file_gantry_driver_v1_driver_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1812,7 +2019,7 @@ func (x *DetachRequest) String() string {
 func (*DetachRequest) ProtoMessage() {}
 
 func (x *DetachRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_driver_v1_driver_proto_msgTypes[31]
+	mi := &file_gantry_driver_v1_driver_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1825,7 +2032,7 @@ func (x *DetachRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachRequest.ProtoReflect.Descriptor instead.
 func (*DetachRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_driver_v1_driver_proto_rawDescGZIP(), []int{31}
+	return file_gantry_driver_v1_driver_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *DetachRequest) GetNetwork() *NetworkSpec {
@@ -1893,7 +2100,7 @@ type DetachResponse struct {
 
 func (x *DetachResponse) Reset() {
 	*x = DetachResponse{}
-	mi := &file_gantry_driver_v1_driver_proto_msgTypes[32]
+	mi := &file_gantry_driver_v1_driver_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1905,7 +2112,7 @@ func (x *DetachResponse) String() string {
 func (*DetachResponse) ProtoMessage() {}
 
 func (x *DetachResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_driver_v1_driver_proto_msgTypes[32]
+	mi := &file_gantry_driver_v1_driver_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1918,7 +2125,7 @@ func (x *DetachResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachResponse.ProtoReflect.Descriptor instead.
 func (*DetachResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_driver_v1_driver_proto_rawDescGZIP(), []int{32}
+	return file_gantry_driver_v1_driver_proto_rawDescGZIP(), []int{35}
 }
 
 // VolumeUsageRequest names a volume.
@@ -1932,7 +2139,7 @@ type VolumeUsageRequest struct {
 
 func (x *VolumeUsageRequest) Reset() {
 	*x = VolumeUsageRequest{}
-	mi := &file_gantry_driver_v1_driver_proto_msgTypes[33]
+	mi := &file_gantry_driver_v1_driver_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1944,7 +2151,7 @@ func (x *VolumeUsageRequest) String() string {
 func (*VolumeUsageRequest) ProtoMessage() {}
 
 func (x *VolumeUsageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_driver_v1_driver_proto_msgTypes[33]
+	mi := &file_gantry_driver_v1_driver_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1957,7 +2164,7 @@ func (x *VolumeUsageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeUsageRequest.ProtoReflect.Descriptor instead.
 func (*VolumeUsageRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_driver_v1_driver_proto_rawDescGZIP(), []int{33}
+	return file_gantry_driver_v1_driver_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *VolumeUsageRequest) GetVolume() *VolumeSpec {
@@ -1985,7 +2192,7 @@ type VolumeUsageResponse struct {
 
 func (x *VolumeUsageResponse) Reset() {
 	*x = VolumeUsageResponse{}
-	mi := &file_gantry_driver_v1_driver_proto_msgTypes[34]
+	mi := &file_gantry_driver_v1_driver_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1997,7 +2204,7 @@ func (x *VolumeUsageResponse) String() string {
 func (*VolumeUsageResponse) ProtoMessage() {}
 
 func (x *VolumeUsageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_driver_v1_driver_proto_msgTypes[34]
+	mi := &file_gantry_driver_v1_driver_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2010,7 +2217,7 @@ func (x *VolumeUsageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeUsageResponse.ProtoReflect.Descriptor instead.
 func (*VolumeUsageResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_driver_v1_driver_proto_rawDescGZIP(), []int{34}
+	return file_gantry_driver_v1_driver_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *VolumeUsageResponse) GetBytes() int64 {
@@ -2036,7 +2243,7 @@ type ListVolumesRequest struct {
 
 func (x *ListVolumesRequest) Reset() {
 	*x = ListVolumesRequest{}
-	mi := &file_gantry_driver_v1_driver_proto_msgTypes[35]
+	mi := &file_gantry_driver_v1_driver_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2048,7 +2255,7 @@ func (x *ListVolumesRequest) String() string {
 func (*ListVolumesRequest) ProtoMessage() {}
 
 func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_driver_v1_driver_proto_msgTypes[35]
+	mi := &file_gantry_driver_v1_driver_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2061,7 +2268,7 @@ func (x *ListVolumesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumesRequest.ProtoReflect.Descriptor instead.
 func (*ListVolumesRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_driver_v1_driver_proto_rawDescGZIP(), []int{35}
+	return file_gantry_driver_v1_driver_proto_rawDescGZIP(), []int{38}
 }
 
 // ListVolumesResponse is one volume.
@@ -2074,7 +2281,7 @@ type ListVolumesResponse struct {
 
 func (x *ListVolumesResponse) Reset() {
 	*x = ListVolumesResponse{}
-	mi := &file_gantry_driver_v1_driver_proto_msgTypes[36]
+	mi := &file_gantry_driver_v1_driver_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2086,7 +2293,7 @@ func (x *ListVolumesResponse) String() string {
 func (*ListVolumesResponse) ProtoMessage() {}
 
 func (x *ListVolumesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_driver_v1_driver_proto_msgTypes[36]
+	mi := &file_gantry_driver_v1_driver_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2099,7 +2306,7 @@ func (x *ListVolumesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVolumesResponse.ProtoReflect.Descriptor instead.
 func (*ListVolumesResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_driver_v1_driver_proto_rawDescGZIP(), []int{36}
+	return file_gantry_driver_v1_driver_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ListVolumesResponse) GetId() string {
@@ -2121,7 +2328,7 @@ type VolumeSpec struct {
 
 func (x *VolumeSpec) Reset() {
 	*x = VolumeSpec{}
-	mi := &file_gantry_driver_v1_driver_proto_msgTypes[37]
+	mi := &file_gantry_driver_v1_driver_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2133,7 +2340,7 @@ func (x *VolumeSpec) String() string {
 func (*VolumeSpec) ProtoMessage() {}
 
 func (x *VolumeSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_driver_v1_driver_proto_msgTypes[37]
+	mi := &file_gantry_driver_v1_driver_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2146,7 +2353,7 @@ func (x *VolumeSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeSpec.ProtoReflect.Descriptor instead.
 func (*VolumeSpec) Descriptor() ([]byte, []int) {
-	return file_gantry_driver_v1_driver_proto_rawDescGZIP(), []int{37}
+	return file_gantry_driver_v1_driver_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *VolumeSpec) GetId() string {
@@ -2181,7 +2388,7 @@ type CreateVolumeRequest struct {
 
 func (x *CreateVolumeRequest) Reset() {
 	*x = CreateVolumeRequest{}
-	mi := &file_gantry_driver_v1_driver_proto_msgTypes[38]
+	mi := &file_gantry_driver_v1_driver_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2193,7 +2400,7 @@ func (x *CreateVolumeRequest) String() string {
 func (*CreateVolumeRequest) ProtoMessage() {}
 
 func (x *CreateVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_driver_v1_driver_proto_msgTypes[38]
+	mi := &file_gantry_driver_v1_driver_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2206,7 +2413,7 @@ func (x *CreateVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateVolumeRequest.ProtoReflect.Descriptor instead.
 func (*CreateVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_driver_v1_driver_proto_rawDescGZIP(), []int{38}
+	return file_gantry_driver_v1_driver_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *CreateVolumeRequest) GetVolume() *VolumeSpec {
@@ -2234,7 +2441,7 @@ type CreateVolumeResponse struct {
 
 func (x *CreateVolumeResponse) Reset() {
 	*x = CreateVolumeResponse{}
-	mi := &file_gantry_driver_v1_driver_proto_msgTypes[39]
+	mi := &file_gantry_driver_v1_driver_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2246,7 +2453,7 @@ func (x *CreateVolumeResponse) String() string {
 func (*CreateVolumeResponse) ProtoMessage() {}
 
 func (x *CreateVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_driver_v1_driver_proto_msgTypes[39]
+	mi := &file_gantry_driver_v1_driver_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2259,7 +2466,7 @@ func (x *CreateVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateVolumeResponse.ProtoReflect.Descriptor instead.
 func (*CreateVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_driver_v1_driver_proto_rawDescGZIP(), []int{39}
+	return file_gantry_driver_v1_driver_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *CreateVolumeResponse) GetHandle() []byte {
@@ -2287,7 +2494,7 @@ type DeleteVolumeRequest struct {
 
 func (x *DeleteVolumeRequest) Reset() {
 	*x = DeleteVolumeRequest{}
-	mi := &file_gantry_driver_v1_driver_proto_msgTypes[40]
+	mi := &file_gantry_driver_v1_driver_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2299,7 +2506,7 @@ func (x *DeleteVolumeRequest) String() string {
 func (*DeleteVolumeRequest) ProtoMessage() {}
 
 func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_driver_v1_driver_proto_msgTypes[40]
+	mi := &file_gantry_driver_v1_driver_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2312,7 +2519,7 @@ func (x *DeleteVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeRequest.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_driver_v1_driver_proto_rawDescGZIP(), []int{40}
+	return file_gantry_driver_v1_driver_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *DeleteVolumeRequest) GetVolume() *VolumeSpec {
@@ -2338,7 +2545,7 @@ type DeleteVolumeResponse struct {
 
 func (x *DeleteVolumeResponse) Reset() {
 	*x = DeleteVolumeResponse{}
-	mi := &file_gantry_driver_v1_driver_proto_msgTypes[41]
+	mi := &file_gantry_driver_v1_driver_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2350,7 +2557,7 @@ func (x *DeleteVolumeResponse) String() string {
 func (*DeleteVolumeResponse) ProtoMessage() {}
 
 func (x *DeleteVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_driver_v1_driver_proto_msgTypes[41]
+	mi := &file_gantry_driver_v1_driver_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2363,7 +2570,7 @@ func (x *DeleteVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVolumeResponse.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_driver_v1_driver_proto_rawDescGZIP(), []int{41}
+	return file_gantry_driver_v1_driver_proto_rawDescGZIP(), []int{44}
 }
 
 // MountRequest names a volume and who will use it.
@@ -2378,7 +2585,7 @@ type MountRequest struct {
 
 func (x *MountRequest) Reset() {
 	*x = MountRequest{}
-	mi := &file_gantry_driver_v1_driver_proto_msgTypes[42]
+	mi := &file_gantry_driver_v1_driver_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2390,7 +2597,7 @@ func (x *MountRequest) String() string {
 func (*MountRequest) ProtoMessage() {}
 
 func (x *MountRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_driver_v1_driver_proto_msgTypes[42]
+	mi := &file_gantry_driver_v1_driver_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2403,7 +2610,7 @@ func (x *MountRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MountRequest.ProtoReflect.Descriptor instead.
 func (*MountRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_driver_v1_driver_proto_rawDescGZIP(), []int{42}
+	return file_gantry_driver_v1_driver_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *MountRequest) GetVolume() *VolumeSpec {
@@ -2437,7 +2644,7 @@ type MountResponse struct {
 
 func (x *MountResponse) Reset() {
 	*x = MountResponse{}
-	mi := &file_gantry_driver_v1_driver_proto_msgTypes[43]
+	mi := &file_gantry_driver_v1_driver_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2449,7 +2656,7 @@ func (x *MountResponse) String() string {
 func (*MountResponse) ProtoMessage() {}
 
 func (x *MountResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_driver_v1_driver_proto_msgTypes[43]
+	mi := &file_gantry_driver_v1_driver_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2462,7 +2669,7 @@ func (x *MountResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MountResponse.ProtoReflect.Descriptor instead.
 func (*MountResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_driver_v1_driver_proto_rawDescGZIP(), []int{43}
+	return file_gantry_driver_v1_driver_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *MountResponse) GetMount() *v1.Mount {
@@ -2484,7 +2691,7 @@ type UnmountRequest struct {
 
 func (x *UnmountRequest) Reset() {
 	*x = UnmountRequest{}
-	mi := &file_gantry_driver_v1_driver_proto_msgTypes[44]
+	mi := &file_gantry_driver_v1_driver_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2496,7 +2703,7 @@ func (x *UnmountRequest) String() string {
 func (*UnmountRequest) ProtoMessage() {}
 
 func (x *UnmountRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_driver_v1_driver_proto_msgTypes[44]
+	mi := &file_gantry_driver_v1_driver_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2509,7 +2716,7 @@ func (x *UnmountRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnmountRequest.ProtoReflect.Descriptor instead.
 func (*UnmountRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_driver_v1_driver_proto_rawDescGZIP(), []int{44}
+	return file_gantry_driver_v1_driver_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *UnmountRequest) GetVolume() *VolumeSpec {
@@ -2542,7 +2749,7 @@ type UnmountResponse struct {
 
 func (x *UnmountResponse) Reset() {
 	*x = UnmountResponse{}
-	mi := &file_gantry_driver_v1_driver_proto_msgTypes[45]
+	mi := &file_gantry_driver_v1_driver_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2554,7 +2761,7 @@ func (x *UnmountResponse) String() string {
 func (*UnmountResponse) ProtoMessage() {}
 
 func (x *UnmountResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_driver_v1_driver_proto_msgTypes[45]
+	mi := &file_gantry_driver_v1_driver_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2567,7 +2774,7 @@ func (x *UnmountResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnmountResponse.ProtoReflect.Descriptor instead.
 func (*UnmountResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_driver_v1_driver_proto_rawDescGZIP(), []int{45}
+	return file_gantry_driver_v1_driver_proto_rawDescGZIP(), []int{48}
 }
 
 var File_gantry_driver_v1_driver_proto protoreflect.FileDescriptor
@@ -2691,7 +2898,23 @@ const file_gantry_driver_v1_driver_proto_rawDesc = "" +
 	"\n" +
 	"network_id\x18\x01 \x01(\tR\tnetworkId\x12\x1f\n" +
 	"\vendpoint_id\x18\x02 \x01(\tR\n" +
-	"endpointId\"\x92\x01\n" +
+	"endpointId\"\xdb\x01\n" +
+	"\x0eWantedEndpoint\x12\x1f\n" +
+	"\vendpoint_id\x18\x01 \x01(\tR\n" +
+	"endpointId\x12\x14\n" +
+	"\x05netns\x18\x02 \x01(\tR\x05netns\x12\x1c\n" +
+	"\taddresses\x18\x03 \x03(\tR\taddresses\x12\x10\n" +
+	"\x03mac\x18\x04 \x01(\tR\x03mac\x12\x1c\n" +
+	"\tinterface\x18\x05 \x01(\tR\tinterface\x12\x16\n" +
+	"\x06handle\x18\x06 \x01(\fR\x06handle\x12,\n" +
+	"\x05ports\x18\a \x03(\v2\x16.gantry.driver.v1.PortR\x05ports\"\xa6\x01\n" +
+	"\x13CheckNetworkRequest\x127\n" +
+	"\anetwork\x18\x01 \x01(\v2\x1d.gantry.driver.v1.NetworkSpecR\anetwork\x12\x16\n" +
+	"\x06handle\x18\x02 \x01(\fR\x06handle\x12>\n" +
+	"\tendpoints\x18\x03 \x03(\v2 .gantry.driver.v1.WantedEndpointR\tendpoints\"H\n" +
+	"\x14CheckNetworkResponse\x12\x18\n" +
+	"\asubject\x18\x01 \x01(\tR\asubject\x12\x16\n" +
+	"\x06detail\x18\x02 \x01(\tR\x06detail\"\x92\x01\n" +
 	"\x0eAttachResponse\x12\x16\n" +
 	"\x06handle\x18\x01 \x01(\fR\x06handle\x12\x1c\n" +
 	"\tinterface\x18\x02 \x01(\tR\tinterface\x12\x16\n" +
@@ -2757,14 +2980,15 @@ const file_gantry_driver_v1_driver_proto_rawDesc = "" +
 	"\x06Commit\x12\x1f.gantry.driver.v1.CommitRequest\x1a .gantry.driver.v1.CommitResponse\x12K\n" +
 	"\x06Remove\x12\x1f.gantry.driver.v1.RemoveRequest\x1a .gantry.driver.v1.RemoveResponse\x12E\n" +
 	"\x04Stat\x12\x1d.gantry.driver.v1.StatRequest\x1a\x1e.gantry.driver.v1.StatResponse\x12G\n" +
-	"\x04List\x12\x1d.gantry.driver.v1.ListRequest\x1a\x1e.gantry.driver.v1.ListResponse0\x012\xa8\x04\n" +
+	"\x04List\x12\x1d.gantry.driver.v1.ListRequest\x1a\x1e.gantry.driver.v1.ListResponse0\x012\x89\x05\n" +
 	"\x14NetworkDriverService\x12`\n" +
 	"\rCreateNetwork\x12&.gantry.driver.v1.CreateNetworkRequest\x1a'.gantry.driver.v1.CreateNetworkResponse\x12`\n" +
 	"\rDeleteNetwork\x12&.gantry.driver.v1.DeleteNetworkRequest\x1a'.gantry.driver.v1.DeleteNetworkResponse\x12K\n" +
 	"\x06Attach\x12\x1f.gantry.driver.v1.AttachRequest\x1a .gantry.driver.v1.AttachResponse\x12K\n" +
 	"\x06Detach\x12\x1f.gantry.driver.v1.DetachRequest\x1a .gantry.driver.v1.DetachResponse\x12N\n" +
 	"\aPublish\x12 .gantry.driver.v1.PublishRequest\x1a!.gantry.driver.v1.PublishResponse\x12b\n" +
-	"\rListEndpoints\x12&.gantry.driver.v1.ListEndpointsRequest\x1a'.gantry.driver.v1.ListEndpointsResponse0\x012\xa8\x04\n" +
+	"\rListEndpoints\x12&.gantry.driver.v1.ListEndpointsRequest\x1a'.gantry.driver.v1.ListEndpointsResponse0\x01\x12_\n" +
+	"\fCheckNetwork\x12%.gantry.driver.v1.CheckNetworkRequest\x1a&.gantry.driver.v1.CheckNetworkResponse0\x012\xa8\x04\n" +
 	"\x14VolumeBackendService\x12]\n" +
 	"\fCreateVolume\x12%.gantry.driver.v1.CreateVolumeRequest\x1a&.gantry.driver.v1.CreateVolumeResponse\x12]\n" +
 	"\fDeleteVolume\x12%.gantry.driver.v1.DeleteVolumeRequest\x1a&.gantry.driver.v1.DeleteVolumeResponse\x12H\n" +
@@ -2786,7 +3010,7 @@ func file_gantry_driver_v1_driver_proto_rawDescGZIP() []byte {
 	return file_gantry_driver_v1_driver_proto_rawDescData
 }
 
-var file_gantry_driver_v1_driver_proto_msgTypes = make([]protoimpl.MessageInfo, 51)
+var file_gantry_driver_v1_driver_proto_msgTypes = make([]protoimpl.MessageInfo, 54)
 var file_gantry_driver_v1_driver_proto_goTypes = []any{
 	(*InfoRequest)(nil),           // 0: gantry.driver.v1.InfoRequest
 	(*InfoResponse)(nil),          // 1: gantry.driver.v1.InfoResponse
@@ -2818,99 +3042,107 @@ var file_gantry_driver_v1_driver_proto_goTypes = []any{
 	(*PublishResponse)(nil),       // 27: gantry.driver.v1.PublishResponse
 	(*ListEndpointsRequest)(nil),  // 28: gantry.driver.v1.ListEndpointsRequest
 	(*ListEndpointsResponse)(nil), // 29: gantry.driver.v1.ListEndpointsResponse
-	(*AttachResponse)(nil),        // 30: gantry.driver.v1.AttachResponse
-	(*DetachRequest)(nil),         // 31: gantry.driver.v1.DetachRequest
-	(*DetachResponse)(nil),        // 32: gantry.driver.v1.DetachResponse
-	(*VolumeUsageRequest)(nil),    // 33: gantry.driver.v1.VolumeUsageRequest
-	(*VolumeUsageResponse)(nil),   // 34: gantry.driver.v1.VolumeUsageResponse
-	(*ListVolumesRequest)(nil),    // 35: gantry.driver.v1.ListVolumesRequest
-	(*ListVolumesResponse)(nil),   // 36: gantry.driver.v1.ListVolumesResponse
-	(*VolumeSpec)(nil),            // 37: gantry.driver.v1.VolumeSpec
-	(*CreateVolumeRequest)(nil),   // 38: gantry.driver.v1.CreateVolumeRequest
-	(*CreateVolumeResponse)(nil),  // 39: gantry.driver.v1.CreateVolumeResponse
-	(*DeleteVolumeRequest)(nil),   // 40: gantry.driver.v1.DeleteVolumeRequest
-	(*DeleteVolumeResponse)(nil),  // 41: gantry.driver.v1.DeleteVolumeResponse
-	(*MountRequest)(nil),          // 42: gantry.driver.v1.MountRequest
-	(*MountResponse)(nil),         // 43: gantry.driver.v1.MountResponse
-	(*UnmountRequest)(nil),        // 44: gantry.driver.v1.UnmountRequest
-	(*UnmountResponse)(nil),       // 45: gantry.driver.v1.UnmountResponse
-	nil,                           // 46: gantry.driver.v1.SnapshotInfo.LabelsEntry
-	nil,                           // 47: gantry.driver.v1.PrepareRequest.LabelsEntry
-	nil,                           // 48: gantry.driver.v1.ViewRequest.LabelsEntry
-	nil,                           // 49: gantry.driver.v1.NetworkSpec.OptionsEntry
-	nil,                           // 50: gantry.driver.v1.VolumeSpec.OptionsEntry
-	(*v1.Mount)(nil),              // 51: gantry.types.v1.Mount
+	(*WantedEndpoint)(nil),        // 30: gantry.driver.v1.WantedEndpoint
+	(*CheckNetworkRequest)(nil),   // 31: gantry.driver.v1.CheckNetworkRequest
+	(*CheckNetworkResponse)(nil),  // 32: gantry.driver.v1.CheckNetworkResponse
+	(*AttachResponse)(nil),        // 33: gantry.driver.v1.AttachResponse
+	(*DetachRequest)(nil),         // 34: gantry.driver.v1.DetachRequest
+	(*DetachResponse)(nil),        // 35: gantry.driver.v1.DetachResponse
+	(*VolumeUsageRequest)(nil),    // 36: gantry.driver.v1.VolumeUsageRequest
+	(*VolumeUsageResponse)(nil),   // 37: gantry.driver.v1.VolumeUsageResponse
+	(*ListVolumesRequest)(nil),    // 38: gantry.driver.v1.ListVolumesRequest
+	(*ListVolumesResponse)(nil),   // 39: gantry.driver.v1.ListVolumesResponse
+	(*VolumeSpec)(nil),            // 40: gantry.driver.v1.VolumeSpec
+	(*CreateVolumeRequest)(nil),   // 41: gantry.driver.v1.CreateVolumeRequest
+	(*CreateVolumeResponse)(nil),  // 42: gantry.driver.v1.CreateVolumeResponse
+	(*DeleteVolumeRequest)(nil),   // 43: gantry.driver.v1.DeleteVolumeRequest
+	(*DeleteVolumeResponse)(nil),  // 44: gantry.driver.v1.DeleteVolumeResponse
+	(*MountRequest)(nil),          // 45: gantry.driver.v1.MountRequest
+	(*MountResponse)(nil),         // 46: gantry.driver.v1.MountResponse
+	(*UnmountRequest)(nil),        // 47: gantry.driver.v1.UnmountRequest
+	(*UnmountResponse)(nil),       // 48: gantry.driver.v1.UnmountResponse
+	nil,                           // 49: gantry.driver.v1.SnapshotInfo.LabelsEntry
+	nil,                           // 50: gantry.driver.v1.PrepareRequest.LabelsEntry
+	nil,                           // 51: gantry.driver.v1.ViewRequest.LabelsEntry
+	nil,                           // 52: gantry.driver.v1.NetworkSpec.OptionsEntry
+	nil,                           // 53: gantry.driver.v1.VolumeSpec.OptionsEntry
+	(*v1.Mount)(nil),              // 54: gantry.types.v1.Mount
 }
 var file_gantry_driver_v1_driver_proto_depIdxs = []int32{
-	46, // 0: gantry.driver.v1.SnapshotInfo.labels:type_name -> gantry.driver.v1.SnapshotInfo.LabelsEntry
-	47, // 1: gantry.driver.v1.PrepareRequest.labels:type_name -> gantry.driver.v1.PrepareRequest.LabelsEntry
-	51, // 2: gantry.driver.v1.PrepareResponse.mounts:type_name -> gantry.types.v1.Mount
-	48, // 3: gantry.driver.v1.ViewRequest.labels:type_name -> gantry.driver.v1.ViewRequest.LabelsEntry
-	51, // 4: gantry.driver.v1.ViewResponse.mounts:type_name -> gantry.types.v1.Mount
-	51, // 5: gantry.driver.v1.MountsResponse.mounts:type_name -> gantry.types.v1.Mount
+	49, // 0: gantry.driver.v1.SnapshotInfo.labels:type_name -> gantry.driver.v1.SnapshotInfo.LabelsEntry
+	50, // 1: gantry.driver.v1.PrepareRequest.labels:type_name -> gantry.driver.v1.PrepareRequest.LabelsEntry
+	54, // 2: gantry.driver.v1.PrepareResponse.mounts:type_name -> gantry.types.v1.Mount
+	51, // 3: gantry.driver.v1.ViewRequest.labels:type_name -> gantry.driver.v1.ViewRequest.LabelsEntry
+	54, // 4: gantry.driver.v1.ViewResponse.mounts:type_name -> gantry.types.v1.Mount
+	54, // 5: gantry.driver.v1.MountsResponse.mounts:type_name -> gantry.types.v1.Mount
 	4,  // 6: gantry.driver.v1.StatResponse.info:type_name -> gantry.driver.v1.SnapshotInfo
 	4,  // 7: gantry.driver.v1.ListResponse.info:type_name -> gantry.driver.v1.SnapshotInfo
-	49, // 8: gantry.driver.v1.NetworkSpec.options:type_name -> gantry.driver.v1.NetworkSpec.OptionsEntry
+	52, // 8: gantry.driver.v1.NetworkSpec.options:type_name -> gantry.driver.v1.NetworkSpec.OptionsEntry
 	19, // 9: gantry.driver.v1.CreateNetworkRequest.network:type_name -> gantry.driver.v1.NetworkSpec
 	19, // 10: gantry.driver.v1.DeleteNetworkRequest.network:type_name -> gantry.driver.v1.NetworkSpec
 	19, // 11: gantry.driver.v1.AttachRequest.network:type_name -> gantry.driver.v1.NetworkSpec
 	19, // 12: gantry.driver.v1.PublishRequest.network:type_name -> gantry.driver.v1.NetworkSpec
 	25, // 13: gantry.driver.v1.PublishRequest.ports:type_name -> gantry.driver.v1.Port
-	19, // 14: gantry.driver.v1.DetachRequest.network:type_name -> gantry.driver.v1.NetworkSpec
-	37, // 15: gantry.driver.v1.VolumeUsageRequest.volume:type_name -> gantry.driver.v1.VolumeSpec
-	50, // 16: gantry.driver.v1.VolumeSpec.options:type_name -> gantry.driver.v1.VolumeSpec.OptionsEntry
-	37, // 17: gantry.driver.v1.CreateVolumeRequest.volume:type_name -> gantry.driver.v1.VolumeSpec
-	37, // 18: gantry.driver.v1.DeleteVolumeRequest.volume:type_name -> gantry.driver.v1.VolumeSpec
-	37, // 19: gantry.driver.v1.MountRequest.volume:type_name -> gantry.driver.v1.VolumeSpec
-	51, // 20: gantry.driver.v1.MountResponse.mount:type_name -> gantry.types.v1.Mount
-	37, // 21: gantry.driver.v1.UnmountRequest.volume:type_name -> gantry.driver.v1.VolumeSpec
-	0,  // 22: gantry.driver.v1.PluginService.Info:input_type -> gantry.driver.v1.InfoRequest
-	2,  // 23: gantry.driver.v1.PluginService.Configure:input_type -> gantry.driver.v1.ConfigureRequest
-	5,  // 24: gantry.driver.v1.SnapshotterService.Prepare:input_type -> gantry.driver.v1.PrepareRequest
-	7,  // 25: gantry.driver.v1.SnapshotterService.View:input_type -> gantry.driver.v1.ViewRequest
-	9,  // 26: gantry.driver.v1.SnapshotterService.Mounts:input_type -> gantry.driver.v1.MountsRequest
-	11, // 27: gantry.driver.v1.SnapshotterService.Commit:input_type -> gantry.driver.v1.CommitRequest
-	13, // 28: gantry.driver.v1.SnapshotterService.Remove:input_type -> gantry.driver.v1.RemoveRequest
-	15, // 29: gantry.driver.v1.SnapshotterService.Stat:input_type -> gantry.driver.v1.StatRequest
-	17, // 30: gantry.driver.v1.SnapshotterService.List:input_type -> gantry.driver.v1.ListRequest
-	20, // 31: gantry.driver.v1.NetworkDriverService.CreateNetwork:input_type -> gantry.driver.v1.CreateNetworkRequest
-	22, // 32: gantry.driver.v1.NetworkDriverService.DeleteNetwork:input_type -> gantry.driver.v1.DeleteNetworkRequest
-	24, // 33: gantry.driver.v1.NetworkDriverService.Attach:input_type -> gantry.driver.v1.AttachRequest
-	31, // 34: gantry.driver.v1.NetworkDriverService.Detach:input_type -> gantry.driver.v1.DetachRequest
-	26, // 35: gantry.driver.v1.NetworkDriverService.Publish:input_type -> gantry.driver.v1.PublishRequest
-	28, // 36: gantry.driver.v1.NetworkDriverService.ListEndpoints:input_type -> gantry.driver.v1.ListEndpointsRequest
-	38, // 37: gantry.driver.v1.VolumeBackendService.CreateVolume:input_type -> gantry.driver.v1.CreateVolumeRequest
-	40, // 38: gantry.driver.v1.VolumeBackendService.DeleteVolume:input_type -> gantry.driver.v1.DeleteVolumeRequest
-	42, // 39: gantry.driver.v1.VolumeBackendService.Mount:input_type -> gantry.driver.v1.MountRequest
-	44, // 40: gantry.driver.v1.VolumeBackendService.Unmount:input_type -> gantry.driver.v1.UnmountRequest
-	35, // 41: gantry.driver.v1.VolumeBackendService.ListVolumes:input_type -> gantry.driver.v1.ListVolumesRequest
-	33, // 42: gantry.driver.v1.VolumeBackendService.VolumeUsage:input_type -> gantry.driver.v1.VolumeUsageRequest
-	1,  // 43: gantry.driver.v1.PluginService.Info:output_type -> gantry.driver.v1.InfoResponse
-	3,  // 44: gantry.driver.v1.PluginService.Configure:output_type -> gantry.driver.v1.ConfigureResponse
-	6,  // 45: gantry.driver.v1.SnapshotterService.Prepare:output_type -> gantry.driver.v1.PrepareResponse
-	8,  // 46: gantry.driver.v1.SnapshotterService.View:output_type -> gantry.driver.v1.ViewResponse
-	10, // 47: gantry.driver.v1.SnapshotterService.Mounts:output_type -> gantry.driver.v1.MountsResponse
-	12, // 48: gantry.driver.v1.SnapshotterService.Commit:output_type -> gantry.driver.v1.CommitResponse
-	14, // 49: gantry.driver.v1.SnapshotterService.Remove:output_type -> gantry.driver.v1.RemoveResponse
-	16, // 50: gantry.driver.v1.SnapshotterService.Stat:output_type -> gantry.driver.v1.StatResponse
-	18, // 51: gantry.driver.v1.SnapshotterService.List:output_type -> gantry.driver.v1.ListResponse
-	21, // 52: gantry.driver.v1.NetworkDriverService.CreateNetwork:output_type -> gantry.driver.v1.CreateNetworkResponse
-	23, // 53: gantry.driver.v1.NetworkDriverService.DeleteNetwork:output_type -> gantry.driver.v1.DeleteNetworkResponse
-	30, // 54: gantry.driver.v1.NetworkDriverService.Attach:output_type -> gantry.driver.v1.AttachResponse
-	32, // 55: gantry.driver.v1.NetworkDriverService.Detach:output_type -> gantry.driver.v1.DetachResponse
-	27, // 56: gantry.driver.v1.NetworkDriverService.Publish:output_type -> gantry.driver.v1.PublishResponse
-	29, // 57: gantry.driver.v1.NetworkDriverService.ListEndpoints:output_type -> gantry.driver.v1.ListEndpointsResponse
-	39, // 58: gantry.driver.v1.VolumeBackendService.CreateVolume:output_type -> gantry.driver.v1.CreateVolumeResponse
-	41, // 59: gantry.driver.v1.VolumeBackendService.DeleteVolume:output_type -> gantry.driver.v1.DeleteVolumeResponse
-	43, // 60: gantry.driver.v1.VolumeBackendService.Mount:output_type -> gantry.driver.v1.MountResponse
-	45, // 61: gantry.driver.v1.VolumeBackendService.Unmount:output_type -> gantry.driver.v1.UnmountResponse
-	36, // 62: gantry.driver.v1.VolumeBackendService.ListVolumes:output_type -> gantry.driver.v1.ListVolumesResponse
-	34, // 63: gantry.driver.v1.VolumeBackendService.VolumeUsage:output_type -> gantry.driver.v1.VolumeUsageResponse
-	43, // [43:64] is the sub-list for method output_type
-	22, // [22:43] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	25, // 14: gantry.driver.v1.WantedEndpoint.ports:type_name -> gantry.driver.v1.Port
+	19, // 15: gantry.driver.v1.CheckNetworkRequest.network:type_name -> gantry.driver.v1.NetworkSpec
+	30, // 16: gantry.driver.v1.CheckNetworkRequest.endpoints:type_name -> gantry.driver.v1.WantedEndpoint
+	19, // 17: gantry.driver.v1.DetachRequest.network:type_name -> gantry.driver.v1.NetworkSpec
+	40, // 18: gantry.driver.v1.VolumeUsageRequest.volume:type_name -> gantry.driver.v1.VolumeSpec
+	53, // 19: gantry.driver.v1.VolumeSpec.options:type_name -> gantry.driver.v1.VolumeSpec.OptionsEntry
+	40, // 20: gantry.driver.v1.CreateVolumeRequest.volume:type_name -> gantry.driver.v1.VolumeSpec
+	40, // 21: gantry.driver.v1.DeleteVolumeRequest.volume:type_name -> gantry.driver.v1.VolumeSpec
+	40, // 22: gantry.driver.v1.MountRequest.volume:type_name -> gantry.driver.v1.VolumeSpec
+	54, // 23: gantry.driver.v1.MountResponse.mount:type_name -> gantry.types.v1.Mount
+	40, // 24: gantry.driver.v1.UnmountRequest.volume:type_name -> gantry.driver.v1.VolumeSpec
+	0,  // 25: gantry.driver.v1.PluginService.Info:input_type -> gantry.driver.v1.InfoRequest
+	2,  // 26: gantry.driver.v1.PluginService.Configure:input_type -> gantry.driver.v1.ConfigureRequest
+	5,  // 27: gantry.driver.v1.SnapshotterService.Prepare:input_type -> gantry.driver.v1.PrepareRequest
+	7,  // 28: gantry.driver.v1.SnapshotterService.View:input_type -> gantry.driver.v1.ViewRequest
+	9,  // 29: gantry.driver.v1.SnapshotterService.Mounts:input_type -> gantry.driver.v1.MountsRequest
+	11, // 30: gantry.driver.v1.SnapshotterService.Commit:input_type -> gantry.driver.v1.CommitRequest
+	13, // 31: gantry.driver.v1.SnapshotterService.Remove:input_type -> gantry.driver.v1.RemoveRequest
+	15, // 32: gantry.driver.v1.SnapshotterService.Stat:input_type -> gantry.driver.v1.StatRequest
+	17, // 33: gantry.driver.v1.SnapshotterService.List:input_type -> gantry.driver.v1.ListRequest
+	20, // 34: gantry.driver.v1.NetworkDriverService.CreateNetwork:input_type -> gantry.driver.v1.CreateNetworkRequest
+	22, // 35: gantry.driver.v1.NetworkDriverService.DeleteNetwork:input_type -> gantry.driver.v1.DeleteNetworkRequest
+	24, // 36: gantry.driver.v1.NetworkDriverService.Attach:input_type -> gantry.driver.v1.AttachRequest
+	34, // 37: gantry.driver.v1.NetworkDriverService.Detach:input_type -> gantry.driver.v1.DetachRequest
+	26, // 38: gantry.driver.v1.NetworkDriverService.Publish:input_type -> gantry.driver.v1.PublishRequest
+	28, // 39: gantry.driver.v1.NetworkDriverService.ListEndpoints:input_type -> gantry.driver.v1.ListEndpointsRequest
+	31, // 40: gantry.driver.v1.NetworkDriverService.CheckNetwork:input_type -> gantry.driver.v1.CheckNetworkRequest
+	41, // 41: gantry.driver.v1.VolumeBackendService.CreateVolume:input_type -> gantry.driver.v1.CreateVolumeRequest
+	43, // 42: gantry.driver.v1.VolumeBackendService.DeleteVolume:input_type -> gantry.driver.v1.DeleteVolumeRequest
+	45, // 43: gantry.driver.v1.VolumeBackendService.Mount:input_type -> gantry.driver.v1.MountRequest
+	47, // 44: gantry.driver.v1.VolumeBackendService.Unmount:input_type -> gantry.driver.v1.UnmountRequest
+	38, // 45: gantry.driver.v1.VolumeBackendService.ListVolumes:input_type -> gantry.driver.v1.ListVolumesRequest
+	36, // 46: gantry.driver.v1.VolumeBackendService.VolumeUsage:input_type -> gantry.driver.v1.VolumeUsageRequest
+	1,  // 47: gantry.driver.v1.PluginService.Info:output_type -> gantry.driver.v1.InfoResponse
+	3,  // 48: gantry.driver.v1.PluginService.Configure:output_type -> gantry.driver.v1.ConfigureResponse
+	6,  // 49: gantry.driver.v1.SnapshotterService.Prepare:output_type -> gantry.driver.v1.PrepareResponse
+	8,  // 50: gantry.driver.v1.SnapshotterService.View:output_type -> gantry.driver.v1.ViewResponse
+	10, // 51: gantry.driver.v1.SnapshotterService.Mounts:output_type -> gantry.driver.v1.MountsResponse
+	12, // 52: gantry.driver.v1.SnapshotterService.Commit:output_type -> gantry.driver.v1.CommitResponse
+	14, // 53: gantry.driver.v1.SnapshotterService.Remove:output_type -> gantry.driver.v1.RemoveResponse
+	16, // 54: gantry.driver.v1.SnapshotterService.Stat:output_type -> gantry.driver.v1.StatResponse
+	18, // 55: gantry.driver.v1.SnapshotterService.List:output_type -> gantry.driver.v1.ListResponse
+	21, // 56: gantry.driver.v1.NetworkDriverService.CreateNetwork:output_type -> gantry.driver.v1.CreateNetworkResponse
+	23, // 57: gantry.driver.v1.NetworkDriverService.DeleteNetwork:output_type -> gantry.driver.v1.DeleteNetworkResponse
+	33, // 58: gantry.driver.v1.NetworkDriverService.Attach:output_type -> gantry.driver.v1.AttachResponse
+	35, // 59: gantry.driver.v1.NetworkDriverService.Detach:output_type -> gantry.driver.v1.DetachResponse
+	27, // 60: gantry.driver.v1.NetworkDriverService.Publish:output_type -> gantry.driver.v1.PublishResponse
+	29, // 61: gantry.driver.v1.NetworkDriverService.ListEndpoints:output_type -> gantry.driver.v1.ListEndpointsResponse
+	32, // 62: gantry.driver.v1.NetworkDriverService.CheckNetwork:output_type -> gantry.driver.v1.CheckNetworkResponse
+	42, // 63: gantry.driver.v1.VolumeBackendService.CreateVolume:output_type -> gantry.driver.v1.CreateVolumeResponse
+	44, // 64: gantry.driver.v1.VolumeBackendService.DeleteVolume:output_type -> gantry.driver.v1.DeleteVolumeResponse
+	46, // 65: gantry.driver.v1.VolumeBackendService.Mount:output_type -> gantry.driver.v1.MountResponse
+	48, // 66: gantry.driver.v1.VolumeBackendService.Unmount:output_type -> gantry.driver.v1.UnmountResponse
+	39, // 67: gantry.driver.v1.VolumeBackendService.ListVolumes:output_type -> gantry.driver.v1.ListVolumesResponse
+	37, // 68: gantry.driver.v1.VolumeBackendService.VolumeUsage:output_type -> gantry.driver.v1.VolumeUsageResponse
+	47, // [47:69] is the sub-list for method output_type
+	25, // [25:47] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_gantry_driver_v1_driver_proto_init() }
@@ -2924,7 +3156,7 @@ func file_gantry_driver_v1_driver_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_gantry_driver_v1_driver_proto_rawDesc), len(file_gantry_driver_v1_driver_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   51,
+			NumMessages:   54,
 			NumExtensions: 0,
 			NumServices:   4,
 		},

@@ -531,6 +531,7 @@ const (
 	NetworkDriverService_Detach_FullMethodName        = "/gantry.driver.v1.NetworkDriverService/Detach"
 	NetworkDriverService_Publish_FullMethodName       = "/gantry.driver.v1.NetworkDriverService/Publish"
 	NetworkDriverService_ListEndpoints_FullMethodName = "/gantry.driver.v1.NetworkDriverService/ListEndpoints"
+	NetworkDriverService_CheckNetwork_FullMethodName  = "/gantry.driver.v1.NetworkDriverService/CheckNetwork"
 )
 
 // NetworkDriverServiceClient is the client API for NetworkDriverService service.
@@ -551,6 +552,8 @@ type NetworkDriverServiceClient interface {
 	Publish(ctx context.Context, in *PublishRequest, opts ...grpc.CallOption) (*PublishResponse, error)
 	// ListEndpoints streams the endpoints the driver holds, known to the daemon or not.
 	ListEndpoints(ctx context.Context, in *ListEndpointsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ListEndpointsResponse], error)
+	// CheckNetwork compares a network as it should be with what is on the host. Capability "check".
+	CheckNetwork(ctx context.Context, in *CheckNetworkRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CheckNetworkResponse], error)
 }
 
 type networkDriverServiceClient struct {
@@ -630,6 +633,25 @@ func (c *networkDriverServiceClient) ListEndpoints(ctx context.Context, in *List
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type NetworkDriverService_ListEndpointsClient = grpc.ServerStreamingClient[ListEndpointsResponse]
 
+func (c *networkDriverServiceClient) CheckNetwork(ctx context.Context, in *CheckNetworkRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CheckNetworkResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &NetworkDriverService_ServiceDesc.Streams[1], NetworkDriverService_CheckNetwork_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[CheckNetworkRequest, CheckNetworkResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type NetworkDriverService_CheckNetworkClient = grpc.ServerStreamingClient[CheckNetworkResponse]
+
 // NetworkDriverServiceServer is the server API for NetworkDriverService service.
 // All implementations must embed UnimplementedNetworkDriverServiceServer
 // for forward compatibility.
@@ -648,6 +670,8 @@ type NetworkDriverServiceServer interface {
 	Publish(context.Context, *PublishRequest) (*PublishResponse, error)
 	// ListEndpoints streams the endpoints the driver holds, known to the daemon or not.
 	ListEndpoints(*ListEndpointsRequest, grpc.ServerStreamingServer[ListEndpointsResponse]) error
+	// CheckNetwork compares a network as it should be with what is on the host. Capability "check".
+	CheckNetwork(*CheckNetworkRequest, grpc.ServerStreamingServer[CheckNetworkResponse]) error
 	mustEmbedUnimplementedNetworkDriverServiceServer()
 }
 
@@ -675,6 +699,9 @@ func (UnimplementedNetworkDriverServiceServer) Publish(context.Context, *Publish
 }
 func (UnimplementedNetworkDriverServiceServer) ListEndpoints(*ListEndpointsRequest, grpc.ServerStreamingServer[ListEndpointsResponse]) error {
 	return status.Error(codes.Unimplemented, "method ListEndpoints not implemented")
+}
+func (UnimplementedNetworkDriverServiceServer) CheckNetwork(*CheckNetworkRequest, grpc.ServerStreamingServer[CheckNetworkResponse]) error {
+	return status.Error(codes.Unimplemented, "method CheckNetwork not implemented")
 }
 func (UnimplementedNetworkDriverServiceServer) mustEmbedUnimplementedNetworkDriverServiceServer() {}
 func (UnimplementedNetworkDriverServiceServer) testEmbeddedByValue()                              {}
@@ -798,6 +825,17 @@ func _NetworkDriverService_ListEndpoints_Handler(srv interface{}, stream grpc.Se
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type NetworkDriverService_ListEndpointsServer = grpc.ServerStreamingServer[ListEndpointsResponse]
 
+func _NetworkDriverService_CheckNetwork_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(CheckNetworkRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(NetworkDriverServiceServer).CheckNetwork(m, &grpc.GenericServerStream[CheckNetworkRequest, CheckNetworkResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type NetworkDriverService_CheckNetworkServer = grpc.ServerStreamingServer[CheckNetworkResponse]
+
 // NetworkDriverService_ServiceDesc is the grpc.ServiceDesc for NetworkDriverService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -830,6 +868,11 @@ var NetworkDriverService_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "ListEndpoints",
 			Handler:       _NetworkDriverService_ListEndpoints_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "CheckNetwork",
+			Handler:       _NetworkDriverService_CheckNetwork_Handler,
 			ServerStreams: true,
 		},
 	},
