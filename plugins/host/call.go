@@ -26,7 +26,6 @@ var errLimit = errors.New("the limit of the verb")
 // call is one call under way.
 type call struct {
 	s       *supervised
-	ctx     context.Context //nolint:containedctx // of the call, and not longer
 	verb    verb
 	noun    string
 	began   time.Time
@@ -35,24 +34,24 @@ type call struct {
 }
 
 // begin bounds a call and takes its turn.
-func (s *supervised) begin(ctx context.Context, method string, request any) (*call, error) {
+func (s *supervised) begin(ctx context.Context, method string, request any) (context.Context, *call, error) {
 	v := s.host.o.Limits.verbOf(method)
 	c := &call{s: s, verb: v, noun: nounOf(request), began: time.Now(), ours: true}
 	if d, ok := ctx.Deadline(); ok {
 		c.ours = time.Until(d) > v.limit
 	}
-	ctx, cancel := context.WithTimeout(ctx, v.limit)
-	c.ctx = ctx
+	ctx, cancel := context.WithTimeoutCause(ctx, v.limit, errLimit)
 	leave, err := s.admit(ctx)
 	if err != nil {
+		err = c.sentence(ctx, err, nil)
 		cancel()
-		return nil, c.sentence(err, nil)
+		return nil, nil, err
 	}
 	c.release = sync.OnceFunc(func() {
 		leave()
 		cancel()
 	})
-	return c, nil
+	return ctx, c, nil
 }
 
 // admit waits for a turn. The queue is bounded twice: by its length, and by the deadlines of those who stand in it.
@@ -79,36 +78,36 @@ func (s *supervised) admit(ctx context.Context) (leave func(), err error) {
 // Invoke makes one call of whatever process serves now, and one more if that one goes away: allowed, because
 // every verb is idempotent by key. It implements grpc.ClientConnInterface for the wires of the families.
 func (s *supervised) Invoke(ctx context.Context, method string, args, reply any, opts ...grpc.CallOption) error {
-	c, err := s.begin(ctx, method, args)
+	ctx, c, err := s.begin(ctx, method, args)
 	if err != nil {
 		return err
 	}
 	defer c.release()
 	var gone *process
 	for again := false; ; again = true {
-		p, err := c.process(gone)
+		p, err := c.process(ctx, gone)
 		if err != nil {
-			return c.sentence(err, gone)
+			return c.sentence(ctx, err, gone)
 		}
 		stop := s.suspectLater(p)
-		err = p.conn.Invoke(c.ctx, method, args, reply, opts...)
+		err = p.conn.Invoke(ctx, method, args, reply, opts...)
 		stop()
 		if err == nil {
 			s.answered()
 			return nil
 		}
-		err = c.ifClosed(err)
-		if again || status.Code(err) != codes.Unavailable || c.ctx.Err() != nil {
-			return c.failed(err, p)
+		err = ifClosed(ctx, err)
+		if again || status.Code(err) != codes.Unavailable || ctx.Err() != nil {
+			return c.failed(ctx, err, p)
 		}
-		gone = c.goneOf(p)
+		gone = goneOf(p)
 	}
 }
 
 // process finds the process to call.
-func (c *call) process(gone *process) (*process, error) {
+func (c *call) process(ctx context.Context, gone *process) (*process, error) {
 	c.s.host.want(c.s)
-	p, err := c.s.ready(c.ctx, gone)
+	p, err := c.s.ready(ctx, gone)
 	if err != nil {
 		return nil, err
 	}
@@ -119,15 +118,15 @@ func (c *call) process(gone *process) (*process, error) {
 }
 
 // ifClosed says what it means that a call was cancelled by nobody: its connection was closed, because the process was replaced.
-func (c *call) ifClosed(err error) error {
-	if status.Code(err) == codes.Canceled && c.ctx.Err() == nil {
+func ifClosed(ctx context.Context, err error) error {
+	if status.Code(err) == codes.Canceled && ctx.Err() == nil {
 		return status.Error(codes.Unavailable, "the plugin was replaced")
 	}
 	return err
 }
 
 // goneOf waits for the death of a process whose connection broke. One that lives on is tried again as it is.
-func (c *call) goneOf(p *process) *process {
+func goneOf(p *process) *process {
 	if p.isDeadSoon() {
 		return p
 	}
@@ -135,9 +134,9 @@ func (c *call) goneOf(p *process) *process {
 }
 
 // failed books an error that the call ends with, and puts it into words.
-func (c *call) failed(err error, p *process) error {
+func (c *call) failed(ctx context.Context, err error, p *process) error {
 	switch {
-	case c.late(err):
+	case late(ctx, err):
 		// Who gives a call a moment only cannot make us replace the process.
 		if c.ours || time.Since(c.began) >= c.s.host.o.Limits.Hang {
 			c.s.timedOut(p)
@@ -148,17 +147,17 @@ func (c *call) failed(err error, p *process) error {
 	default:
 		c.s.answered() // an error is an answer
 	}
-	return c.sentence(err, p)
+	return c.sentence(ctx, err, p)
 }
 
 // late reports whether a call ran out of time. The other end keeps the time too, and may be a moment ahead.
-func (c *call) late(err error) bool {
-	d, ok := c.ctx.Deadline()
+func late(ctx context.Context, err error) bool {
+	d, ok := ctx.Deadline()
 	return status.Code(err) == codes.DeadlineExceeded && ok && time.Until(d) < aheadOfUs
 }
 
 // sentence says who did not do what: "driver overlay: prepare x: no answer within 1m0s".
-func (c *call) sentence(err error, p *process) error {
+func (c *call) sentence(ctx context.Context, err error, p *process) error {
 	st := status.Convert(err)
 	what := strings.TrimSpace(c.verb.word + " " + c.noun)
 	prefix := "driver " + c.s.id.Name + ": " + what + ": "
@@ -167,12 +166,12 @@ func (c *call) sentence(err error, p *process) error {
 		return err // it has been said
 	}
 	switch code := st.Code(); {
-	case c.late(err):
+	case late(ctx, err):
 		text = fmt.Sprintf("no answer within %s", time.Since(c.began).Round(time.Millisecond))
 		if c.ours {
 			text = fmt.Sprintf("no answer within %s, which is the limit", c.verb.limit)
 		}
-	case code == codes.Canceled && c.ctx.Err() != nil:
+	case code == codes.Canceled && ctx.Err() != nil:
 		text = "the caller gave up"
 	case code == codes.Unavailable && p != nil && p.isDead():
 		text = "the plugin died: " + p.lastWords()
@@ -188,21 +187,22 @@ func (c *call) sentence(err error, p *process) error {
 // NewStream opens a stream of answers; it begins once more if the process goes away before the first of them. Later it
 // ends with the error: who listened has seen a part, and knows best what to do.
 func (s *supervised) NewStream(ctx context.Context, desc *grpc.StreamDesc, method string, opts ...grpc.CallOption) (grpc.ClientStream, error) {
-	c, err := s.begin(ctx, method, nil)
+	ctx, c, err := s.begin(ctx, method, nil)
 	if err != nil {
 		return nil, err
 	}
-	st := &stream{c: c, desc: desc, method: method, opts: opts}
+	st := &stream{ctx: ctx, c: c, desc: desc, method: method, opts: opts}
 	if err := st.open(nil); err != nil {
 		c.release()
 		return nil, err
 	}
-	context.AfterFunc(c.ctx, c.release) // a range that is left early ends its context and tells nobody else
+	context.AfterFunc(ctx, c.release) // a range that is left early ends its context and tells nobody else
 	return st, nil
 }
 
 type stream struct {
 	grpc.ClientStream
+	ctx    context.Context //nolint:containedctx // of the stream, as gRPC's own have
 	c      *call
 	p      *process
 	desc   *grpc.StreamDesc
@@ -216,25 +216,25 @@ type stream struct {
 // open opens the stream, and once more if the process goes away.
 func (st *stream) open(gone *process) error {
 	for {
-		p, err := st.c.process(gone)
+		p, err := st.c.process(st.ctx, gone)
 		if err != nil {
-			return st.c.sentence(err, gone)
+			return st.c.sentence(st.ctx, err, gone)
 		}
-		s, err := p.conn.NewStream(st.c.ctx, st.desc, st.method, st.opts...)
+		s, err := p.conn.NewStream(st.ctx, st.desc, st.method, st.opts...)
 		if err == nil {
 			st.ClientStream, st.p = s, p
 			return nil
 		}
-		if err = st.c.ifClosed(err); !st.mayTryAgain(err) {
-			return st.c.failed(err, p)
+		if err = ifClosed(st.ctx, err); !st.mayTryAgain(err) {
+			return st.c.failed(st.ctx, err, p)
 		}
 		st.tried = true
-		gone = st.c.goneOf(p)
+		gone = goneOf(p)
 	}
 }
 
 func (st *stream) mayTryAgain(err error) bool {
-	return status.Code(err) == codes.Unavailable && !st.tried && !st.heard && !st.desc.ClientStreams && st.c.ctx.Err() == nil
+	return status.Code(err) == codes.Unavailable && !st.tried && !st.heard && !st.desc.ClientStreams && st.ctx.Err() == nil
 }
 
 // SendMsg sends, and remembers what it sent.
@@ -248,7 +248,7 @@ func (st *stream) SendMsg(m any) error {
 // RecvMsg receives.
 func (st *stream) RecvMsg(m any) error {
 	stop := st.c.s.suspectLater(st.p)
-	err := st.c.ifClosed(st.ClientStream.RecvMsg(m))
+	err := ifClosed(st.ctx, st.ClientStream.RecvMsg(m))
 	stop()
 	if st.mayTryAgain(err) {
 		st.tried = true
@@ -263,13 +263,13 @@ func (st *stream) RecvMsg(m any) error {
 		st.c.release()
 		return err
 	}
-	err = st.c.failed(err, st.p)
+	err = st.c.failed(st.ctx, err, st.p)
 	st.c.release()
 	return err
 }
 
 func (st *stream) again(m any) error {
-	if err := st.open(st.c.goneOf(st.p)); err != nil {
+	if err := st.open(goneOf(st.p)); err != nil {
 		return err
 	}
 	for _, r := range st.sent {
@@ -280,5 +280,5 @@ func (st *stream) again(m any) error {
 	if err := st.CloseSend(); err != nil {
 		return err
 	}
-	return st.c.ifClosed(st.ClientStream.RecvMsg(m))
+	return ifClosed(st.ctx, st.ClientStream.RecvMsg(m))
 }

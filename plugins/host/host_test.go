@@ -145,8 +145,7 @@ func the(t *testing.T, h *Host) *systemv1.Plugin {
 func TestGood(t *testing.T) {
 	t.Parallel()
 	options := json.RawMessage(`{"a":1}`)
-	var h *Host
-	h = start(t, "good", func(o *Options) { o.Config = map[ID]Config{testID: {Options: options}} })
+	h := start(t, "good", func(o *Options) { o.Config = map[ID]Config{testID: {Options: options}} })
 	if s := the(t, h); s.GetState() != systemv1.Plugin_STATE_UNSPECIFIED || s.GetPid() != 0 {
 		t.Errorf("before it is used: %v", s)
 	}
@@ -597,7 +596,7 @@ func TestChecksum(t *testing.T) {
 func TestWhatIsCheckedIsExecuted(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "plugin")
 	for _, content := range []string{"elf", "script"} {
-		good := []byte(fmt.Sprintf("#!/bin/sh\necho good\n"))
+		good := []byte("#!/bin/sh\necho good\n")
 		if content == "elf" {
 			var err error
 			if good, err = os.ReadFile("/bin/true"); err != nil {

@@ -185,7 +185,7 @@ func (s *supervised) introduce(ctx context.Context, p *process) error {
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, "unix", p.socket)
 		}),
-		grpc.WithDisableServiceConfig(), grpc.WithSharedWriteBuffer(true))
+		grpc.WithDisableServiceConfig())
 	if err != nil {
 		return fmt.Errorf("connect: %w", err)
 	}

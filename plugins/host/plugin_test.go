@@ -155,7 +155,8 @@ func servesFromAnother() {
 		panic(err)
 	}
 	for {
-		if _, err := os.Stat(path); err == nil {
+		if c, err := net.Dial("unix", path); err == nil {
+			_ = c.Close()
 			break
 		}
 		time.Sleep(time.Millisecond)
@@ -231,14 +232,12 @@ func (d *driver) Delete(ctx context.Context, v volume.Volume) error {
 		select {}
 	case "slow":
 		time.Sleep(100 * time.Millisecond)
-	case "stop":
-		_ = unix.Kill(os.Getpid(), unix.SIGSTOP)
-		time.Sleep(time.Second)
 	case "stop-once":
 		mark := filepath.Join(d.config.Root, "stopped")
 		if _, err := os.Stat(mark); err != nil {
 			_ = os.WriteFile(mark, nil, 0o600)
 			_ = unix.Kill(os.Getpid(), unix.SIGSTOP)
+			select {} // the signal may reach other threads a moment later
 		}
 	case "print":
 		fmt.Print(strings.Repeat("print ", 1<<18))

@@ -49,7 +49,7 @@ func (s *served) server(opts []grpc.ServerOption) *grpc.Server {
 			}
 			return nil
 		})),
-		grpc.UnaryInterceptor(s.unary), grpc.StreamInterceptor(s.stream), grpc.SharedWriteBuffer(true))...)
+		grpc.UnaryInterceptor(s.unary), grpc.StreamInterceptor(s.stream))...)
 	s.grpc.Store(g)
 	return g
 }
