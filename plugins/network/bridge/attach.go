@@ -37,6 +37,11 @@ func (d *Driver) attach(ctx context.Context, n network.Network, e network.Endpoi
 	if err != nil {
 		return network.Attached{}, err
 	}
+	end, err := d.turns.take(ctx, s.id)
+	if err != nil {
+		return network.Attached{}, err
+	}
+	defer end()
 	host, err := dial(unix.NETLINK_ROUTE)
 	if err != nil {
 		return network.Attached{}, err
@@ -244,20 +249,28 @@ func address(m *message, index int, a netip.Addr, bits int) {
 
 // only says whether a link has no IPv4 address but want.
 func only(c *conn, index int, want netip.Prefix) bool {
+	alone := true
+	err := addresses(c, func(i int, v []byte, bits int) {
+		a, ok := netip.AddrFromSlice(v)
+		alone = alone && (i != index || ok && netip.PrefixFrom(a, bits) == want)
+	})
+	return err == nil && alone
+}
+
+// addresses calls fn with every IPv4 address of the namespace.
+func addresses(c *conn, fn func(index int, address []byte, bits int)) error {
 	var m message
 	m.begin(unix.RTM_GETADDR, unix.NLM_F_DUMP, []byte{unix.AF_INET, 0, 0, 0, 0, 0, 0, 0})
-	alone := true
-	err := c.dump(&m, func(typ uint16, b []byte) {
-		if typ != unix.RTM_NEWADDR || len(b) < unix.SizeofIfAddrmsg || number(b[4:]) != index {
+	return c.dump(&m, func(typ uint16, b []byte) {
+		if typ != unix.RTM_NEWADDR || len(b) < unix.SizeofIfAddrmsg {
 			return
 		}
 		for t, v := range attributes(b[unix.SizeofIfAddrmsg:]) {
-			if a, ok := netip.AddrFromSlice(v); t == unix.IFA_LOCAL && ok && netip.PrefixFrom(a, int(b[1])) != want {
-				alone = false
+			if t == unix.IFA_LOCAL {
+				fn(number(b[4:]), v, int(b[1]))
 			}
 		}
 	})
-	return err == nil && alone
 }
 
 // enter opens a pinned network namespace, and a netlink socket that works in it. The
@@ -316,11 +329,13 @@ func (d *Driver) Detach(ctx context.Context, n network.Network, e network.Endpoi
 }
 
 func (d *Driver) detach(ctx context.Context, e network.Endpoint) error {
-	if err := alive(ctx); err != nil {
+	end, err := d.turns.take(ctx, e.ID)
+	if err != nil {
 		return err
 	}
+	defer end()
 	d.mu.Lock()
-	err := d.replace(e.ID, nil)
+	err = d.replace(e.ID, nil)
 	d.mu.Unlock()
 	if err != nil || e.NetNS == "" {
 		return err

@@ -11,6 +11,7 @@
 //	table.go    the rules, and who may pass      names.go    what is called what
 //	publish.go  ports                            foreign.go  other firewalls' forward chains
 //	listen.go   who listens on a port already    sysctl.go   what must be turned on
+//	check.go    what differs                     turns.go    one at a time
 package bridge
 
 import (
@@ -37,6 +38,7 @@ type Driver struct {
 	defaultBridge string // of the network called "bridge"
 	state         string // directory that does not survive a reboot; "" where there is none
 
+	turns   turns // of endpoints
 	janitor janitor
 	closing sync.Once
 
@@ -47,6 +49,7 @@ type Driver struct {
 var (
 	_ network.Driver    = (*Driver)(nil)
 	_ network.Publisher = (*Driver)(nil)
+	_ network.Checker   = (*Driver)(nil)
 	_ plugins.Plugin    = (*Driver)(nil)
 	_ io.Closer         = (*Driver)(nil)
 )
@@ -71,7 +74,7 @@ func (d *Driver) Close() error {
 
 // Info says what this is.
 func (d *Driver) Info(context.Context) (plugins.Info, error) {
-	return plugins.Info{Family: plugins.Network, Name: "bridge", Version: "1", Capabilities: []string{network.Ports}}, nil
+	return plugins.Info{Family: plugins.Network, Name: "bridge", Version: "1", Capabilities: []string{network.Ports, network.Check}}, nil
 }
 
 // options is the driver's section of the configuration.
@@ -114,11 +117,11 @@ func (d *Driver) CreateNetwork(ctx context.Context, n network.Network) (plugins.
 
 // ensure makes, or mends, everything a network needs.
 func (d *Driver) ensure(ctx context.Context, p plan) (*link, error) {
-	if err := alive(ctx); err != nil {
-		return nil, err
-	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if err := alive(ctx); err != nil { // nobody may be waiting any more
+		return nil, err
+	}
 	br, err := d.ensureBridge(p)
 	if err != nil {
 		return nil, err
@@ -232,11 +235,11 @@ func (d *Driver) DeleteNetwork(ctx context.Context, n network.Network) error {
 }
 
 func (d *Driver) deleteNetwork(ctx context.Context, n network.Network) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	if err := alive(ctx); err != nil {
 		return err
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
 	c, err := dial(unix.NETLINK_ROUTE)
 	if err != nil {
 		return err
@@ -324,7 +327,7 @@ func label(n network.Network) string {
 }
 
 // alive says whether there is still somebody to work for. Nothing in this driver waits for
-// another process, so it asks once, before it begins.
+// another process, so it asks once, when it has its turn.
 func alive(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)

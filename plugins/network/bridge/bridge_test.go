@@ -536,6 +536,101 @@ func TestHalfMade(t *testing.T) {
 	w.l.Reaches("", "tcp", netip.MustParseAddrPort("10.77.1.2:80"), "a")
 }
 
+// TestCheck breaks one thing after the other; each is told, and mended by CreateNetwork or by Attach.
+func TestCheck(t *testing.T) {
+	w := newWorld(t).live()
+	w.publish(web)
+	differences := func() (all []string) {
+		t.Helper()
+		for d, err := range w.d.Check(t.Context(), w.n, []network.Want{{Endpoint: w.a, Ports: []network.Port{web}}}) {
+			w.must(err)
+			all = append(all, d.Subject+": "+d.Detail)
+		}
+		return all
+	}
+	link := func(name string) netlink.Link {
+		t.Helper()
+		l, err := netlink.LinkByName(name)
+		w.must(err)
+		return l
+	}
+	host := w.d.hostName("a")
+	t.Cleanup(func() {
+		if _, err := netlink.LinkByName("gytest0"); err == nil {
+			_ = os.WriteFile(ipForward, []byte("0"), 0)
+		}
+	})
+	for _, c := range []struct {
+		says  string
+		spoil func()
+	}{
+		{"bridge gytest0: it is down", func() { w.must(netlink.LinkSetDown(link("gytest0"))) }},
+		{"bridge gytest0: it has not the address", func() {
+			a, err := netlink.ParseAddr("10.77.1.1/24")
+			w.must(err)
+			w.must(netlink.AddrDel(link("gytest0"), a))
+		}},
+		{"endpoint a: its link " + host + " is down", func() { w.must(netlink.LinkSetDown(link(host))) }},
+		{"endpoint a: its link " + host + " is not on bridge", func() { w.must(netlink.LinkSetNoMaster(link(host))) }},
+		{"sysctl net/ipv4/ip_forward: it is off", func() { w.must(os.WriteFile(ipForward, []byte("0"), 0)) }},
+		{"sysctl net/ipv4/conf/gytest0/route_localnet: it is off", func() {
+			w.must(os.WriteFile("/proc/sys/net/ipv4/conf/gytest0/route_localnet", []byte("0"), 0))
+		}},
+		{"table inet gantry-test: rules for bridge gytest0", func() {
+			w.nft(func(c *nftables.Conn) { c.FlushChain(w.d.rules.chain("into-gytest0")) })
+		}},
+		{"table inet gantry-test: set sources has no element", func() {
+			w.nft(func(c *nftables.Conn) { c.FlushSet(w.d.rules.set(mapSources)) })
+		}},
+		{"port *:8080/tcp: it should be published", func() {
+			w.nft(func(c *nftables.Conn) { c.FlushSet(w.d.rules.set(mapPortAll)) })
+		}},
+		{"chain FORWARD: it drops", func() { w.foreign("FORWARD") }},
+	} {
+		if d := differences(); len(d) != 0 {
+			t.Fatalf("before %q: %v", c.says, d)
+		}
+		c.spoil()
+		if d := differences(); !slices.ContainsFunc(d, func(s string) bool { return strings.HasPrefix(s, c.says) }) {
+			t.Errorf("want %q, got %v", c.says, d)
+		}
+		_, err := w.d.CreateNetwork(t.Context(), w.n)
+		w.must(err)
+		_, err = w.d.Attach(t.Context(), w.n, w.a)
+		w.must(err)
+		w.publish(web)
+	}
+	w.works()
+	w.noForeign()
+}
+
+// TestLateCaller: a call whose caller has gone while it waited for its turn does nothing.
+func TestLateCaller(t *testing.T) {
+	w := newWorld(t)
+	w.create()
+	e := network.Endpoint{ID: "a", NetNS: w.l.NetNS(), Addresses: []netip.Prefix{netip.MustParsePrefix("10.77.1.2/24")}}
+	end, err := w.d.turns.take(t.Context(), "a")
+	w.must(err)
+	ctx, cancel := context.WithCancelCause(t.Context())
+	gone := errors.New("the connection broke")
+	done := make(chan error)
+	go func() {
+		_, err := w.d.Attach(ctx, w.n, e)
+		done <- err
+	}()
+	cancel(gone)
+	if err := <-done; !errors.Is(err, gone) {
+		t.Errorf("attach: %v", err)
+	}
+	end()
+	for h := range w.d.Endpoints(t.Context()) {
+		t.Errorf("made for nobody: %v", h)
+	}
+	if len(w.d.turns.held) != 0 {
+		t.Errorf("turns left: %v", w.d.turns.held)
+	}
+}
+
 func TestOwner(t *testing.T) {
 	for _, o := range []owner{{"gantry", "n", ""}, {"gantry-0123abcd", strings.Repeat("n", 64), strings.Repeat("e", 64)}} {
 		if got := parseOwner(o.String()); got != o || len(o.String()) > 255 {

@@ -18,30 +18,9 @@ import (
 
 // openForeign makes foreign chains let a network's packets through, where they would not. mu is held.
 func (d *Driver) openForeign(p plan) error {
-	steady, err := d.rules.steady()
-	if err != nil {
+	target, missing, err := d.shut(p)
+	if err != nil || len(missing) == 0 {
 		return err
-	}
-	target, err := d.foreign(steady)
-	if err != nil {
-		d.rules.hangUp()
-		return err
-	}
-	if target == nil {
-		return nil
-	}
-	have, err := d.rules.list(nftables.TableFamilyIPv4, target.Table.Name, target.Name)
-	if err != nil {
-		return err
-	}
-	missing := maps.Clone(ways)
-	for way := range ways {
-		if slices.ContainsFunc(have, func(r rule) bool { return r.comment == d.note(p.bridge, way) }) {
-			delete(missing, way)
-		}
-	}
-	if len(missing) == 0 {
-		return nil
 	}
 	c, _, err := transaction()
 	if err != nil {
@@ -66,6 +45,33 @@ func (d *Driver) openForeign(p plan) error {
 	}
 	slog.Info("let a bridge through a foreign chain that drops", "bridge", p.bridge, "chain", target.Name)
 	return nil
+}
+
+// shut returns the foreign chain that stops a network's packets, and the directions in which it does; none
+// where nothing stops them. mu is held.
+func (d *Driver) shut(p plan) (target *nftables.Chain, missing map[string]expr.MetaKey, err error) {
+	steady, err := d.rules.steady()
+	if err != nil {
+		return nil, nil, err
+	}
+	if target, err = d.foreign(steady); err != nil {
+		d.rules.hangUp()
+		return nil, nil, err
+	}
+	if target == nil {
+		return nil, nil, nil
+	}
+	have, err := d.rules.list(nftables.TableFamilyIPv4, target.Table.Name, target.Name)
+	if err != nil {
+		return nil, nil, err
+	}
+	missing = maps.Clone(ways)
+	for way := range ways {
+		if slices.ContainsFunc(have, func(r rule) bool { return r.comment == d.note(p.bridge, way) }) {
+			delete(missing, way)
+		}
+	}
+	return target, missing, nil
 }
 
 // ways are the directions that need a rule.

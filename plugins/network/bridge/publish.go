@@ -86,6 +86,11 @@ func (d *Driver) publish(ctx context.Context, n network.Network, e network.Endpo
 	if err != nil {
 		return err
 	}
+	end, err := d.turns.take(ctx, s.id)
+	if err != nil {
+		return err
+	}
+	defer end()
 	if len(want) > 0 {
 		if p.internal {
 			return fmt.Errorf("network %s is internal: nothing of it can be published: %w", label(n), errdefs.ErrFailedPrecondition)

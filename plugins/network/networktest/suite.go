@@ -54,6 +54,7 @@ var cases = []struct {
 	{"dropped", (*suite).dropped},
 	{"refusals", (*suite).refusals},
 	{"at once", (*suite).atOnce},
+	{"check", (*suite).check},
 }
 
 type suite struct {
@@ -523,5 +524,50 @@ func (s *suite) atOnce() {
 	s.Logf("%d endpoints in %s", many, time.Since(began))
 	if held := s.held(); len(held) != many {
 		s.Errorf("held: %d, want %d", len(held), many)
+	}
+}
+
+// check: a driver that can tell what differs finds nothing where nothing does, and everything else.
+func (s *suite) check() {
+	c, ok := s.d.(network.Checker)
+	if !ok {
+		s.Skip("the driver does not check")
+	}
+	n := s.network(1, false)
+	a, b := s.attach(n, "a", 2), s.attach(n, "b", 3)
+	differences := func(want ...network.Want) (all []network.Difference) {
+		s.Helper()
+		for d, err := range c.Check(s.ctx(), n, want) {
+			if errdefs.IsNotImplemented(err) {
+				s.Skip("the driver does not check")
+			}
+			s.must(err)
+			all = append(all, d)
+		}
+		return all
+	}
+	ports := []network.Port{tcp("", 8080, 80), {Protocol: "udp", Host: at("127.0.0.1", 9000), Container: 9000, Count: 9}}
+	wa, wb := network.Want{Endpoint: a.Endpoint}, network.Want{Endpoint: b.Endpoint}
+	wa.NetNS = ""
+	if d := differences(wa, wb); len(d) != 0 {
+		s.Errorf("differences: %v", d)
+	}
+	if _, ok := s.d.(network.Publisher); !ok {
+		return
+	}
+	s.ports(n, a, ports...)
+	if d := differences(wa, wb); len(d) != 2 {
+		s.Errorf("published and not wanted: %v, want 2", d)
+	}
+	wa.Ports = ports
+	if d := differences(wa, wb); len(d) != 0 {
+		s.Errorf("differences: %v", d)
+	}
+	wb.Ports = []network.Port{tcp("", 8081, 80)}
+	if d := differences(wa, wb); len(d) != 1 {
+		s.Errorf("wanted and not published: %v, want 1", d)
+	}
+	if d := differences(wb); len(d) != 3 {
+		s.Errorf("published for nobody, and wanted: %v, want 3", d)
 	}
 }
