@@ -88,7 +88,7 @@ func layer(root int, job Job, r io.Reader) (Result, error) {
 		job.Limits.Entries = DefaultEntries
 	}
 	switch job.Form {
-	case Apply, Overlay:
+	case Apply, Overlay, Measure:
 	default:
 		return Result{}, layerError{fmt.Sprintf("form %q is not known", job.Form), errdefs.ErrInvalidArgument}
 	}
@@ -96,7 +96,10 @@ func layer(root int, job Job, r io.Reader) (Result, error) {
 	defer s.stop()
 	w := newWriter(root, job)
 	defer w.close()
-	err := w.all(s)
+	var err error
+	if job.Form != Measure {
+		err = w.all(s)
+	}
 	if err == nil {
 		_, err = io.Copy(io.Discard, s) // padding after the end belongs to the digest
 	}
@@ -106,8 +109,10 @@ func layer(root int, job Job, r io.Reader) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	if err := w.finish(); err != nil {
-		return Result{}, err
+	if job.Form != Measure {
+		if err := w.finish(); err != nil {
+			return Result{}, err
+		}
 	}
 	res := Result{Entries: w.entries}
 	res.DiffID, res.Bytes = s.sum()

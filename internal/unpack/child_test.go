@@ -107,6 +107,15 @@ func TestRunOverlay(t *testing.T) {
 	}
 }
 
+func TestMeasure(t *testing.T) {
+	root(t)
+	raw := archive(t, file("f", strings.Repeat("x", 3<<20)))
+	res, err := Run(t.Context(), Job{Form: Measure, DiffID: digest.FromBytes(raw)}, bytes.NewReader(gz(t, raw)))
+	if err != nil || res.Bytes != int64(len(raw)) {
+		t.Fatal(res, err)
+	}
+}
+
 type failing struct {
 	r   io.Reader
 	err error

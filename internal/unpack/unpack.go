@@ -42,6 +42,8 @@ const (
 	// Overlay is for an empty directory: a whiteout becomes what the kernel's overlayfs keeps in
 	// an upper directory (package snapshotters has the details).
 	Overlay Form = "overlay"
+	// Measure writes nothing and needs no mounts: it is for what the result says.
+	Measure Form = "measure"
 )
 
 // ErrNeedsParent says that a layer cannot be written in overlay form, because it refers to files below it (a hard link to one of
@@ -122,6 +124,9 @@ func Run(ctx context.Context, job Job, r io.Reader) (Result, error) {
 		if err := job.DiffID.Validate(); err != nil {
 			return Result{}, fmt.Errorf("unpack layer: digest %.80q: %w: %w", string(job.DiffID), err, errdefs.ErrInvalidArgument)
 		}
+	}
+	if job.Form == Measure {
+		job.Mounts = []Mount{{Type: "tmpfs", Source: "nothing", Options: []string{"size=0", "mode=0"}}}
 	}
 	if len(job.Mounts) == 0 {
 		return Result{}, fmt.Errorf("unpack layer: nothing to mount: %w", errdefs.ErrInvalidArgument)

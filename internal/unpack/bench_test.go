@@ -1,0 +1,26 @@
+package unpack
+
+import (
+	"os"
+	"testing"
+)
+
+// BenchmarkRun unpacks the layer that GANTRY_BENCH_LAYER names.
+func BenchmarkRun(b *testing.B) {
+	root(b)
+	path := os.Getenv("GANTRY_BENCH_LAYER")
+	if path == "" {
+		b.Skip("GANTRY_BENCH_LAYER names no layer: NOT MEASURED")
+	}
+	for b.Loop() {
+		f, err := os.Open(path)
+		if err != nil {
+			b.Fatal(err)
+		}
+		res, err := Run(b.Context(), Job{Mounts: bind(b.TempDir()), Form: Overlay}, f)
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.SetBytes(res.Bytes)
+	}
+}
