@@ -23,6 +23,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/gantryd/gantry/internal/meta"
 	"github.com/gantryd/gantry/plugins"
 	"github.com/gantryd/gantry/plugins/volume"
 	storev1 "github.com/gantryd/gantry/proto/gantry/store/v1"
@@ -946,5 +947,62 @@ func FuzzPrinted(f *testing.F) {
 func TestPrinted(t *testing.T) {
 	if got := string(printed([]byte("\x08\x01\x12\x02hi\x1a\x01x\x12\x01!"))); got != "hi!" {
 		t.Errorf("got %q", got)
+	}
+}
+
+func TestInStore(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "gantry.db")
+	db, err := meta.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := InStore(db)
+	if _, err := r.Load("volume", "test"); !errdefs.IsNotFound(err) {
+		t.Errorf("got %v, want NotFound", err)
+	}
+	want := &storev1.PluginProcess{Family: "volume", Name: "test", Pid: 7, Checksum: []byte{1}}
+	if err := errors.Join(r.Save(want), db.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if db, err = meta.Open(path); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = db.Close() }()
+	r = InStore(db)
+	if got, err := r.Load("volume", "test"); err != nil || got.GetPid() != 7 {
+		t.Errorf("got %v, %v", got, err)
+	}
+	if err := errors.Join(r.Forget("volume", "test"), r.Forget("volume", "test")); err != nil {
+		t.Error(err)
+	}
+	if _, err := r.Load("volume", "test"); !errdefs.IsNotFound(err) {
+		t.Errorf("got %v, want NotFound", err)
+	}
+}
+
+// BenchmarkCall is one call of a driver in another process, through everything that stands between.
+func BenchmarkCall(b *testing.B) {
+	state, err := os.MkdirTemp("", "gy")
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer func() { _ = os.RemoveAll(state) }()
+	h, err := New(Options{Root: b.TempDir(), State: state, Builtin: map[ID]Program{testID: self("good")}, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		b.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- h.Run(b.Context()) }()
+	v, err := h.Volume("test")
+	if err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		if err := v.Delete(b.Context(), volume.Volume{ID: "x"}); err != nil {
+			b.Fatal(err)
+		}
+	}
+	if err := errors.Join(h.Close(b.Context()), <-done); err != nil {
+		b.Fatal(err)
 	}
 }
