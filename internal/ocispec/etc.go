@@ -58,7 +58,11 @@ func WriteHosts(dir string, c *containersv1.Container, h Host) error {
 	return writeInPlace(filepath.Join(dir, "hosts"), data)
 }
 
+// writeInPlace leaves alone what is as it should be: writing costs the disk a journal entry.
 func writeInPlace(name string, data []byte) error {
+	if have, err := os.ReadFile(name); err == nil && bytes.Equal(have, data) {
+		return nil
+	}
 	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
 	if err != nil {
 		return err

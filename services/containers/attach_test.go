@@ -64,7 +64,7 @@ func TestAttachAwait(t *testing.T) {
 func TestAttachAwaitFails(t *testing.T) {
 	w := newWorld(t)
 	w.create("web", nil)
-	w.shims.onSpawn = func(s *fakeShim) { s.fail["start"] = fmt.Errorf("exec nope: %w", errdefs.ErrNotFound) }
+	w.shims.onSpawn = func(s *fakeShim) { s.fail["start"] = fmt.Errorf("exec sh: no such file: %w", errdefs.ErrNotFound) }
 	client, done := w.attach(&containersv1.AttachStart{Ref: "web", Await: true})
 	<-client.ready
 	if _, err := w.Start(t.Context(), "web"); rpc.Reason(err) != ReasonNotFound {
@@ -178,7 +178,7 @@ func TestExec(t *testing.T) {
 	wait().end(&typesv1.Exit{})
 
 	for class, want := range map[error]string{errdefs.ErrNotFound: ReasonNotFound, errdefs.ErrPermissionDenied: ReasonNotExecutable} {
-		shim.set(func() { shim.fail["start"] = fmt.Errorf("exec x: %w", class) })
+		shim.set(func() { shim.fail["start"] = fmt.Errorf("exec x: why: %w", class) })
 		if _, done := w.exec(&containersv1.ExecStart{Ref: "web", Args: []string{"x"}}); true {
 			if err := <-done; rpc.Reason(err) != want || !strings.HasPrefix(err.Error(), "exec in container web: ") {
 				t.Errorf("%v, %q", err, rpc.Reason(err))

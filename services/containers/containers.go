@@ -103,6 +103,8 @@ type Shims interface {
 
 // NetNS pins network namespaces.
 type NetNS interface {
+	// Path is where id is, or would be, pinned.
+	Path(id string) string
 	// Pin makes a namespace and pins it under id; one that is pinned stays.
 	Pin(id string) (path string, err error)
 	// Remove lets go of it. Of nothing it succeeds.

@@ -117,7 +117,7 @@ func TestLife(t *testing.T) {
 	if _, err := os.Stat(dir); err != nil {
 		t.Error(err)
 	}
-	for file, want := range map[string]string{"config.json": "/volumes/vol", "etc/hosts": "10.4.0.2", "etc/hostname": short(c.GetMeta().GetId())} {
+	for file, want := range map[string]string{"config.json": "/volumes/vol", "hosts": "10.4.0.2", "hostname": short(c.GetMeta().GetId())} {
 		if raw, err := os.ReadFile(filepath.Join(w.dir(c.GetMeta().GetId()), file)); err != nil || !strings.Contains(string(raw), want) {
 			t.Errorf("%s: %q, %v", file, raw, err)
 		}
@@ -237,10 +237,20 @@ func TestLaunchFails(t *testing.T) {
 		{"no shim", func(w *world) { w.shims.set("spawn", errdefs.ErrInternal) }, errdefs.IsInternal, "", 128},
 		{"no snapshot", func(w *world) { w.snaps.set("mounts", errdefs.ErrDataLoss) }, errdefs.IsDataLoss, "", 128},
 		{"no command", func(w *world) {
-			w.shims.onSpawn = func(s *fakeShim) { s.fail["start"] = fmt.Errorf("exec nope: %w", errdefs.ErrNotFound) }
+			w.shims.onSpawn = func(s *fakeShim) { s.fail["start"] = fmt.Errorf("exec sh: no such file: %w", errdefs.ErrNotFound) }
 		}, errdefs.IsNotFound, ReasonNotFound, 127},
+		{"no program", func(w *world) {
+			w.shims.onSpawn = func(s *fakeShim) {
+				s.fail["create"] = fmt.Errorf("exec sh: exec format error: %w", errdefs.ErrFailedPrecondition)
+			}
+		}, errdefs.IsFailedPrecondition, ReasonNotExecutable, 126},
+		{"no user", func(w *world) {
+			w.shims.onSpawn = func(s *fakeShim) { s.fail["create"] = fmt.Errorf("user nobody: %w", errdefs.ErrNotFound) }
+		}, errdefs.IsNotFound, "", 128},
 		{"not executable", func(w *world) {
-			w.shims.onSpawn = func(s *fakeShim) { s.fail["start"] = fmt.Errorf("exec /etc: %w", errdefs.ErrPermissionDenied) }
+			w.shims.onSpawn = func(s *fakeShim) {
+				s.fail["start"] = fmt.Errorf("exec sh: permission denied: %w", errdefs.ErrPermissionDenied)
+			}
 		}, errdefs.IsPermissionDenied, ReasonNotExecutable, 126},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

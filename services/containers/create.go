@@ -92,7 +92,13 @@ func (s *Service) make(ctx context.Context, c *containersv1.Container) (err erro
 	defer func() { s.untidyIf(op, err) }()
 	defer op.End(ctx, &err)
 	fault.Point("containers.create.claimed")
-	if _, err := s.Snapshots.Prepare(ctx, op, drv, id, o.GetChainId(), snapshotters.Options{Volatile: c.GetSpec().GetRemoveOnExit()}); err != nil {
+	wrote := make(chan error, 1)
+	go func() { wrote <- s.etc(c) }() // meanwhile: new directories cost the disk as much as the driver's answer costs
+	_, err = s.Snapshots.Prepare(ctx, op, drv, id, o.GetChainId(), snapshotters.Options{Volatile: c.GetSpec().GetRemoveOnExit()})
+	if werr := <-wrote; err == nil {
+		err = werr
+	}
+	if err != nil {
 		return err
 	}
 	fault.Point("containers.create.prepared")

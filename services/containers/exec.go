@@ -50,9 +50,9 @@ type process struct {
 	k    *keeper
 	shim supervise.Shim
 	req  *shimv1.ExecRequest
-	tty  bool
-	size *typesv1.TerminalSize
 	pid  uint32
+
+	command string
 }
 
 func (s *Service) newExec(c *containersv1.Container, k *keeper, start *containersv1.ExecStart) (*process, error) {
@@ -76,7 +76,7 @@ func (s *Service) newExec(c *containersv1.Container, k *keeper, start *container
 		user = ocispec.User(c)
 	}
 	return &process{
-		s: s, c: c, k: k, shim: shim, tty: start.GetTty(), size: start.GetSize(),
+		s: s, c: c, k: k, shim: shim, command: start.GetArgs()[0],
 		req: &shimv1.ExecRequest{Process: "exec-" + containernames.ID()[:16], Spec: spec, User: user, OpenStdin: start.GetOpenStdin() && !start.GetDetach()},
 	}, nil
 }
@@ -86,7 +86,7 @@ func (x *process) start(ctx context.Context) (streams supervise.IO, err error) {
 	short, cancel := context.WithTimeoutCause(ctx, shimTime, errShimTime)
 	defer cancel()
 	if _, err := x.shim.Exec(short, x.req); err != nil {
-		return nil, told(short, err)
+		return nil, blame(told(short, err), x.command)
 	}
 	defer func() {
 		if err != nil {
@@ -99,7 +99,7 @@ func (x *process) start(ctx context.Context) (streams supervise.IO, err error) {
 	resp, err := x.shim.Start(short, &shimv1.StartRequest{Process: x.req.GetProcess()})
 	if err != nil {
 		_ = streams.Close()
-		return nil, told(short, err)
+		return nil, blame(told(short, err), x.command)
 	}
 	x.pid = resp.GetPid()
 	return streams, nil

@@ -33,7 +33,7 @@ import (
 
 // world is everything around a Service: drivers and shims, which outlive it.
 type world struct {
-	t     *testing.T
+	t     testing.TB
 	root  string
 	db    *meta.DB
 	shims *fakeShims
@@ -45,7 +45,7 @@ type world struct {
 	*Service
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t testing.TB) *world {
 	t.Helper()
 	w := &world{
 		t: t, root: t.TempDir(), boot: "boot-1", snaps: &fakeSnapshots{held: map[string]string{}}, nets: &fakeNetworks{newMind()},
@@ -431,9 +431,11 @@ func (f *fakeVolumes) Release(ctx context.Context, _ *meta.Op, _ *containersv1.C
 
 type fakeNetNS struct{ mind }
 
+func (f *fakeNetNS) Path(id string) string { return "/netns/" + id }
+
 func (f *fakeNetNS) Pin(id string) (string, error) {
 	f.hold(id, true)
-	return "/netns/" + id, f.call(context.Background(), "pin")
+	return f.Path(id), f.call(context.Background(), "pin")
 }
 
 func (f *fakeNetNS) Remove(id string) error {
@@ -454,7 +456,7 @@ func (f *fakeNetNS) All() iter.Seq2[string, error] {
 // fakeShims is a host with shims.
 type fakeShims struct {
 	mind
-	t       *testing.T
+	t       testing.TB
 	by      map[bundle.Dir]*fakeShim
 	exits   map[bundle.Dir]bundle.Exit // as written to disk
 	onSpawn func(*fakeShim)
@@ -930,7 +932,7 @@ func undoing(fn func() error) meta.Undo {
 }
 
 // txid counts the commits so far.
-func txid(t *testing.T, w *world) (n int) {
+func txid(t testing.TB, w *world) (n int) {
 	t.Helper()
 	raw, err := os.ReadFile(filepath.Join(w.root, "db"))
 	if err != nil {

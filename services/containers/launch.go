@@ -7,7 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -119,24 +119,20 @@ func (l *launch) ownNetwork() bool {
 // the container; its process waits.
 func (l *launch) act(ctx context.Context) error {
 	fault.Point("containers.launch.claimed")
-	if l.ownNetwork() {
-		var err error
-		if l.netns, err = l.s.NetNS.Pin(l.k.id); err != nil {
-			return err
-		}
-		fault.Point("containers.launch.pinned")
-	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	joined := make(chan error, 1)
+	pinned, joined := make(chan struct{}), make(chan error, 1)
+	if l.ownNetwork() {
+		l.netns = l.s.NetNS.Path(l.k.id)
+	}
 	go func() {
-		err := l.join(ctx)
+		err := l.join(ctx, pinned)
 		if err != nil {
 			cancel(err)
 		}
 		joined <- err
 	}()
-	err := l.boot(ctx)
+	err := l.boot(ctx, pinned)
 	if err != nil {
 		cancel(err)
 	}
@@ -159,15 +155,23 @@ func (l *launch) act(ctx context.Context) error {
 	return l.commit()
 }
 
-func (l *launch) join(ctx context.Context) (err error) {
-	if l.ownNetwork() {
-		l.endpoints, err = l.s.Networks.Join(ctx, l.op, l.c, l.netns)
+// join makes the network namespace, says so, and has it joined to its networks.
+func (l *launch) join(ctx context.Context, pinned chan<- struct{}) (err error) {
+	if !l.ownNetwork() {
+		close(pinned)
+		return nil
 	}
+	if _, err := l.s.NetNS.Pin(l.k.id); err != nil {
+		return err
+	}
+	fault.Point("containers.launch.pinned")
+	close(pinned)
+	l.endpoints, err = l.s.Networks.Join(ctx, l.op, l.c, l.netns)
 	return err
 }
 
 // boot gets as far as a process that waits to be started.
-func (l *launch) boot(ctx context.Context) error {
+func (l *launch) boot(ctx context.Context, pinned <-chan struct{}) error {
 	rootfs, err := l.s.Snapshots.Mounts(ctx, l.c.GetOrigin().GetSnapshotter(), l.k.id)
 	if err != nil {
 		return err
@@ -177,7 +181,7 @@ func (l *launch) boot(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := l.bundle(ctx); err != nil {
+	if err := l.bundle(); err != nil {
 		return err
 	}
 	if l.b, err = l.message(ctx, rootfs); err != nil {
@@ -188,9 +192,14 @@ func (l *launch) boot(ctx context.Context) error {
 		return err
 	}
 	fault.Point("containers.launch.spawned")
+	select {
+	case <-pinned:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 	resp, err := l.shim.Create(ctx, &shimv1.CreateRequest{})
 	if err != nil {
-		return told(ctx, err)
+		return blame(told(ctx, err), l.c.GetCommand()[0])
 	}
 	l.pid = resp.GetPid()
 	return nil
@@ -206,24 +215,15 @@ func hasVolumes(c *containersv1.Container) bool {
 }
 
 // bundle writes the files that the container is made from.
-func (l *launch) bundle(context.Context) error {
-	dir := l.s.dir(l.k.id)
-	etc := filepath.Join(dir, "etc")
-	if err := os.MkdirAll(etc, 0o700); err != nil {
-		return err
-	}
+func (l *launch) bundle() error {
 	if err := sources(l.c); err != nil {
 		return err
 	}
-	before := l.c
-	if before.GetStatus() != nil { // addresses of an earlier run
-		before = &containersv1.Container{Meta: l.c.GetMeta(), Spec: l.c.GetSpec()}
-	}
-	if err := ocispec.WriteEtc(etc, before, l.s.Host); err != nil {
-		return fmt.Errorf("files for /etc: %w", err)
+	if err := l.s.etc(l.c); err != nil { // the host's may have changed since the last time
+		return err
 	}
 	spec, err := ocispec.Build(l.c, ocispec.Options{
-		Instance: l.s.Instance, RootFS: l.s.state(l.k.id).RootFS(), Etc: etc, NetNS: l.netns, Volumes: l.volumes,
+		Instance: l.s.Instance, RootFS: l.s.state(l.k.id).RootFS(), Etc: l.s.dir(l.k.id), NetNS: l.netns, Volumes: l.volumes,
 	})
 	if err != nil {
 		return err
@@ -232,7 +232,15 @@ func (l *launch) bundle(context.Context) error {
 	if err != nil {
 		return fmt.Errorf("config.json: %w", err)
 	}
-	return os.WriteFile(filepath.Join(dir, "config.json"), raw, 0o600)
+	return os.WriteFile(l.s.state(l.k.id).Config(), raw, 0o600)
+}
+
+// etc makes a container's directory, and the files in it that are mounted in its /etc.
+func (s *Service) etc(c *containersv1.Container) error {
+	if err := ocispec.WriteEtc(s.dir(c.GetMeta().GetId()), &containersv1.Container{Meta: c.GetMeta(), Spec: c.GetSpec()}, s.Host); err != nil {
+		return fmt.Errorf("files for /etc: %w", err)
+	}
+	return nil
 }
 
 // sources makes, or looks for, the paths of the host that are mounted.
@@ -296,7 +304,7 @@ func (l *launch) hosts() error {
 		return nil
 	}
 	with := &containersv1.Container{Meta: l.c.GetMeta(), Spec: l.c.GetSpec(), Status: &containersv1.Status{Addresses: addresses(l.endpoints)}}
-	if err := ocispec.WriteHosts(filepath.Join(l.s.dir(l.k.id), "etc"), with, l.s.Host); err != nil {
+	if err := ocispec.WriteHosts(l.s.dir(l.k.id), with, l.s.Host); err != nil {
 		return fmt.Errorf("/etc/hosts: %w", err)
 	}
 	return nil
@@ -329,7 +337,7 @@ func ports(es []*networksv1.Endpoint) (out []*containersv1.PortMapping) {
 func (l *launch) start(ctx context.Context) error {
 	resp, err := l.shim.Start(ctx, &shimv1.StartRequest{})
 	if err != nil {
-		return told(ctx, err)
+		return blame(told(ctx, err), l.c.GetCommand()[0])
 	}
 	if resp.GetPid() != 0 {
 		l.pid = resp.GetPid()
@@ -337,17 +345,25 @@ func (l *launch) start(ctx context.Context) error {
 	return nil
 }
 
-// told is a shim's error about a process, with a reason where the command is to blame. What ends ctx is closer to the truth than what the shim makes of it.
+// told is a shim's error about a process. What ends ctx is closer to the truth than what the shim makes of it.
 func told(ctx context.Context, err error) error {
-	err = rpc.FromTTRPC(err)
-	switch {
-	case ctx.Err() != nil:
+	if ctx.Err() != nil {
 		return context.Cause(ctx)
-	case rpc.Reason(err) == ReasonNotFound || rpc.Reason(err) == ReasonNotExecutable:
+	}
+	return rpc.FromTTRPC(err)
+}
+
+// blame gives an error a reason if the command is to blame: runtimes say "exec COMMAND: why", and
+// classes alone could as well be about a user who is not there.
+func blame(err error, command string) error {
+	switch {
+	case err == nil || rpc.Reason(err) == ReasonNotFound || rpc.Reason(err) == ReasonNotExecutable:
+		return err
+	case !strings.Contains(err.Error(), "exec "+command+": "):
 		return err
 	case errdefs.IsNotFound(err):
 		return rpc.Because(ReasonNotFound, err)
-	case errdefs.IsPermissionDenied(err):
+	case errdefs.IsPermissionDenied(err), errdefs.IsFailedPrecondition(err):
 		return rpc.Because(ReasonNotExecutable, err)
 	}
 	return err

@@ -20,8 +20,12 @@ const finders = 32
 // is looked for on.
 func (s *Service) Recover(ctx context.Context) error {
 	var all []*containersv1.Container
+	left := false
 	if err := s.DB.View(func(tx *meta.Tx) error {
 		s.exits.load(tx, s.t.exits)
+		for op := range tx.Ops() {
+			left = left || s.DB.Left(op.GetId())
+		}
 		for _, c := range s.t.containers.All(tx) {
 			all = append(all, c)
 		}
@@ -32,6 +36,9 @@ func (s *Service) Recover(ctx context.Context) error {
 	rebooted, err := s.rebooted()
 	if err != nil {
 		return fmt.Errorf("recover containers: %w", err)
+	}
+	if left {
+		s.mess() // what the store's recovery could not take back yet
 	}
 	var wg sync.WaitGroup
 	slots := make(chan struct{}, finders)

@@ -2,6 +2,7 @@ package containers
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net"
 	"testing"
@@ -136,7 +137,7 @@ func TestWire(t *testing.T) {
 // TestReasonOverTheWire: the tool exits with 127 because of this.
 func TestReasonOverTheWire(t *testing.T) {
 	w, ctx := newWorld(t), t.Context()
-	w.shims.onSpawn = func(s *fakeShim) { s.fail["start"] = errdefs.ErrNotFound }
+	w.shims.onSpawn = func(s *fakeShim) { s.fail["start"] = fmt.Errorf("exec sh: no such file: %w", errdefs.ErrNotFound) }
 	w.create("web", nil)
 	_, err := dial(t, w).Start(ctx, &containersv1.StartRequest{Ref: "web"})
 	if err = rpc.FromStatus(err); rpc.Reason(err) != ReasonNotFound || !errdefs.IsNotFound(err) {
