@@ -241,6 +241,7 @@ func (st *stream) mayTryAgain(err error) bool {
 func (st *stream) SendMsg(m any) error {
 	if !st.desc.ClientStreams {
 		st.sent = append(st.sent, m)
+		st.c.noun = nounOf(m)
 	}
 	return st.ClientStream.SendMsg(m)
 }

@@ -91,7 +91,7 @@ func Builtins(path string) map[ID]Program {
 type Limits struct {
 	Start   time.Duration // from execution to the handshake, and from there to Info (5 s)
 	Stat    time.Duration // Stat, Mounts (5 s)
-	Attach  time.Duration // Attach, Detach, Publish, Mount, Unmount (30 s)
+	Attach  time.Duration // Attach, Detach, Publish, CheckNetwork, Mount, Unmount (30 s)
 	Prepare time.Duration // everything else (60 s)
 	Calls   int           // under way in one plugin; more wait for their turn (128)
 	Waiting int           // for their turn; more are refused with ResourceExhausted (1024)

@@ -236,7 +236,12 @@ func TestBad(t *testing.T) {
 	} {
 		t.Run(c.mode, func(t *testing.T) {
 			t.Parallel()
-			h := start(t, c.mode, func(o *Options) { o.Limits.Start = 700 * time.Millisecond })
+			h := start(t, c.mode, func(o *Options) {
+				o.Limits.Start = 700 * time.Millisecond
+				if strings.HasPrefix(c.mode, "never") || strings.HasPrefix(c.mode, "half") {
+					o.Limits.Deaths = 2 // the others die five times, and faster
+				}
+			})
 			b := backend(t, h)
 			err := b.Delete(t.Context(), volume.Volume{ID: "x", Name: "data"})
 			if !errdefs.IsUnavailable(err) {

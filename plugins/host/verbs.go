@@ -22,7 +22,7 @@ func (l Limits) verbOf(method string) verb {
 		driverv1.PluginService_Info_FullMethodName:
 		v.limit = l.Stat
 	case driverv1.NetworkDriverService_Attach_FullMethodName, driverv1.NetworkDriverService_Detach_FullMethodName,
-		driverv1.NetworkDriverService_Publish_FullMethodName, driverv1.VolumeBackendService_Mount_FullMethodName,
+		driverv1.NetworkDriverService_Publish_FullMethodName, driverv1.NetworkDriverService_CheckNetwork_FullMethodName, driverv1.VolumeBackendService_Mount_FullMethodName,
 		driverv1.VolumeBackendService_Unmount_FullMethodName:
 		v.limit = l.Attach
 	case driverv1.NetworkDriverService_ListEndpoints_FullMethodName, driverv1.VolumeBackendService_ListVolumes_FullMethodName:

@@ -223,8 +223,17 @@ func (d *Driver) opened() (*os.Root, error) {
 	return d.root, nil
 }
 
+// turn is opened for who is about to change something. A call whose caller has gone must not act any more: it may have
+// waited for the lock while a second try, and what came after it, went ahead. d.mu is held.
+func (d *Driver) turn(ctx context.Context) (*os.Root, error) {
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	return d.opened()
+}
+
 // Create makes a volume.
-func (d *Driver) Create(_ context.Context, v volume.Volume) (volume.Created, error) {
+func (d *Driver) Create(ctx context.Context, v volume.Volume) (volume.Created, error) {
 	if err := volume.CheckID(v.ID); err != nil {
 		return volume.Created{}, err
 	}
@@ -233,9 +242,9 @@ func (d *Driver) Create(_ context.Context, v volume.Volume) (volume.Created, err
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	root, err := d.opened()
+	root, err := d.turn(ctx)
 	if err != nil {
-		return volume.Created{}, err
+		return volume.Created{}, fmt.Errorf("create volume %s: %w", v.Name, err)
 	}
 	switch r, err := read(root, v.ID); {
 	case err == nil && !maps.Equal(r.Options, v.Options):
@@ -308,15 +317,15 @@ func read(root *os.Root, id string) (record, error) {
 }
 
 // Delete destroys a volume. Its name is gone, durably, when Delete returns; its content follows.
-func (d *Driver) Delete(_ context.Context, v volume.Volume) error {
+func (d *Driver) Delete(ctx context.Context, v volume.Volume) error {
 	if err := volume.CheckID(v.ID); err != nil {
 		return err
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	root, err := d.opened()
+	root, err := d.turn(ctx)
 	if err != nil {
-		return err
+		return fmt.Errorf("delete volume %s: %w", v.Name, err)
 	}
 	switch _, err := read(root, v.ID); {
 	case errdefs.IsNotFound(err):

@@ -176,3 +176,24 @@ func TestBeforeConfigure(t *testing.T) {
 		t.Errorf("got %v, want Unavailable", err)
 	}
 }
+
+// TestStaleCallsDoNothing: a call that waited for its turn until its caller had gone does not act.
+func TestStaleCallsDoNothing(t *testing.T) {
+	d := open(t, t.TempDir())
+	v := volume.Volume{ID: "a", Name: "a"}
+	ctx, cancel := context.WithCancelCause(t.Context())
+	done := make(chan error, 1)
+	d.mu.Lock()
+	go func() {
+		_, err := d.Create(ctx, v)
+		done <- err
+	}()
+	cancel(errors.New("the connection broke"))
+	d.mu.Unlock()
+	if err := <-done; err == nil {
+		t.Error("the volume was made")
+	}
+	for id := range d.All(t.Context()) {
+		t.Errorf("left: %q", id)
+	}
+}
