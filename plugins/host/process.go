@@ -43,7 +43,8 @@ type process struct {
 	log      string    // path
 	logFrom  int64     // where in it this process's words begin
 
-	draining sync.WaitGroup // until the connection is closed
+	draining sync.WaitGroup // until the connection is closed, or deaf is called
+	deaf     func()         // nil until it is drained
 
 	dead chan struct{} // closed when it has ended
 	exit string        // how; to be read after dead
@@ -128,6 +129,7 @@ func (p *process) kill() {
 
 // end asks the process to go, and makes it.
 func (p *process) end() {
+	p.stopDraining() // or its server would wait for that stream to end
 	if p.lifeline != nil {
 		_ = p.lifeline.Close()
 	}
@@ -141,12 +143,20 @@ func (p *process) end() {
 // leave lets go of a process that will outlive us.
 func (p *process) leave() { p.hangUp() }
 
+// stopDraining ends the draining.
+func (p *process) stopDraining() {
+	if p.deaf != nil {
+		p.deaf()
+	}
+	p.draining.Wait()
+}
+
 // hangUp ends what connects us.
 func (p *process) hangUp() {
+	p.stopDraining()
 	if p.conn != nil {
 		_ = p.conn.Close()
 	}
-	p.draining.Wait()
 	if p.lifeline != nil {
 		_ = p.lifeline.Close()
 	}

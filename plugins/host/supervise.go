@@ -173,7 +173,9 @@ func (s *supervised) keep(ctx context.Context, p *process) time.Duration {
 		s.state, s.proc, s.err, s.timeouts = systemv1.Plugin_STATE_READY, p, nil, 0
 		s.info = &p.info
 	})
-	p.draining.Go(func() { p.drain(context.WithoutCancel(ctx)) })
+	listening, deaf := context.WithCancelCause(context.WithoutCancel(ctx))
+	p.deaf = func() { deaf(errEnding) }
+	p.draining.Go(func() { p.drain(listening) })
 	why := s.watch(ctx, p)
 	s.change(func() {
 		s.proc = nil
