@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"os"
@@ -9,12 +11,17 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 
 	"github.com/gantryd/gantry/plugins"
 	"github.com/gantryd/gantry/plugins/host"
 	"github.com/gantryd/gantry/plugins/volume"
+	"github.com/gantryd/gantry/snapshotters"
 )
 
 // The test binary is gantry-plugin when its first argument is a driver.
@@ -37,8 +44,9 @@ func TestTheHostKnowsThem(t *testing.T) {
 	}
 }
 
-// TestEveryDriverServes starts each of them as a process.
-func TestEveryDriverServes(t *testing.T) {
+// open hosts the built-in drivers until the test ends.
+func open(t *testing.T) *host.Host {
+	t.Helper()
 	exe, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
@@ -67,6 +75,84 @@ func TestEveryDriverServes(t *testing.T) {
 			t.Error(err)
 		}
 	})
+	return h
+}
+
+// TestKilledAgainAndAgain: whatever a driver was doing when it was killed, the call succeeds or says who died, and
+// afterwards everything works.
+func TestKilledAgainAndAgain(t *testing.T) {
+	h := open(t)
+	s, err := h.Snapshotter("overlay")
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, err := h.Volume("local")
+	if err != nil {
+		t.Fatal(err)
+	}
+	prepare := func(key string) error {
+		_, err := s.Prepare(t.Context(), key, "", snapshotters.Options{})
+		return err
+	}
+	create := func(id string) error {
+		_, err := v.Create(t.Context(), volume.Volume{ID: id, Name: id})
+		return err
+	}
+	many := func(round string, check func(error)) {
+		var wg sync.WaitGroup
+		for i := range 100 {
+			wg.Go(func() { check(prepare(fmt.Sprintf("%s-%d", round, i))) })
+			wg.Go(func() { check(create(fmt.Sprintf("%s-%d", round, i))) })
+		}
+		wg.Wait()
+	}
+	if err := errors.Join(prepare("first"), create("first")); err != nil {
+		t.Fatal(err)
+	}
+	over := make(chan struct{})
+	var killing sync.WaitGroup
+	killing.Go(func() {
+		for {
+			for _, p := range h.List() {
+				if pid := int(p.GetPid()); pid != 0 {
+					_ = unix.Kill(pid, unix.SIGKILL)
+				}
+			}
+			select {
+			case <-over:
+				return
+			case <-time.After(100 * time.Millisecond):
+			}
+		}
+	})
+	failed := 0
+	var mu sync.Mutex
+	for round := range 3 {
+		many(fmt.Sprintf("killed%d", round), func(err error) {
+			if err == nil {
+				return
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			failed++
+			if !errdefs.IsUnavailable(err) || !strings.HasPrefix(err.Error(), "driver overlay: prepare ") && !strings.HasPrefix(err.Error(), "driver local: create volume ") {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
+	close(over)
+	killing.Wait()
+	t.Logf("%d of 600 calls failed", failed)
+	many("after", func(err error) {
+		if err != nil {
+			t.Errorf("afterwards: %v", err)
+		}
+	})
+}
+
+// TestEveryDriverServes starts each of them as a process.
+func TestEveryDriverServes(t *testing.T) {
+	h := open(t)
 	for _, name := range names() {
 		id, err := host.ParseID(name)
 		if err != nil {

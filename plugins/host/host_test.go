@@ -915,9 +915,11 @@ func TestBackoff(t *testing.T) {
 
 func TestWords(t *testing.T) {
 	for log, want := range map[string]string{
-		"":                                    "",
-		"a\nb\n\n":                            "b",
-		`{"msg":"m","err":"e"}` + "\n":        "m: e",
+		"":                             "",
+		"a\nb\n\n":                     "b",
+		`{"msg":"m","err":"e"}` + "\n": "m: e",
+		`{"level":"ERROR","msg":"no"}` + "\n" + `{"level":"INFO","msg":"fine"}`: "no",
+		"{not json":                           "{not json",
 		"x\npanic: boom\n\ngoroutine 1:\nf()": "panic: boom",
 		"\x1b[31mred\x00\xff":                 "[31mred ?",
 	} {

@@ -202,7 +202,7 @@ func tail(path string, from int64) []byte {
 	return b
 }
 
-// wordsIn finds what a log says of the end: the panic, if there is one, or else the last line.
+// wordsIn finds what a log says of the end: the panic, if there is one, or else the last line that is no everyday one.
 func wordsIn(log []byte) string {
 	last := ""
 	for line := range bytes.Lines(log) {
@@ -210,18 +210,25 @@ func wordsIn(log []byte) string {
 		if strings.HasPrefix(l, "panic: ") || strings.HasPrefix(l, "fatal error: ") {
 			return oneLine(l)
 		}
-		if l != "" {
-			last = l
-		}
-	}
-	var entry struct{ Msg, Err string }
-	if json.Unmarshal([]byte(last), &entry) == nil && entry.Msg != "" {
-		last = entry.Msg
-		if entry.Err != "" {
-			last += ": " + entry.Err
+		if w := entryOf(l); w != "" {
+			last = w
 		}
 	}
 	return oneLine(last)
+}
+
+// entryOf is what a line of a log says: an error that slog wrote as JSON, or any line that it did not write.
+func entryOf(line string) string {
+	var e struct{ Level, Msg, Err string }
+	switch {
+	case !strings.HasPrefix(line, "{") || json.Unmarshal([]byte(line), &e) != nil || e.Msg == "":
+		return line
+	case e.Level != "" && e.Level != "ERROR":
+		return ""
+	case e.Err != "":
+		return e.Msg + ": " + e.Err
+	}
+	return e.Msg
 }
 
 // oneLine makes a line for people of what a plugin said, which may be anything.
