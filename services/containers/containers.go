@@ -13,7 +13,8 @@
 //	attach.go      joining a process; exec.go another process in a container
 //	logs.go        what a container has written
 //	check.go       the store, directories, shims, namespaces and cgroups compared
-//	store.go       the tables, and filters over them
+//	store.go       the tables
+//	admit/ filter/ names/   pure parts: what may be made, what a list asks for, what things are called
 //
 // A container is a record with two writers: users write what is wanted, its keeper writes what is.
 // Everything that a running container needs is its shim's and the kernel's; this package may be
@@ -42,6 +43,7 @@ import (
 	shimv1 "github.com/gantryd/gantry/proto/gantry/shim/v1"
 	storev1 "github.com/gantryd/gantry/proto/gantry/store/v1"
 	typesv1 "github.com/gantryd/gantry/proto/gantry/types/v1"
+	"github.com/gantryd/gantry/services/containers/filter"
 	"github.com/gantryd/gantry/snapshotters"
 )
 
@@ -212,7 +214,7 @@ func (s *Service) Get(_ context.Context, ref string) (c *containersv1.Container,
 // All ranges over the containers that match, in the order they were created, as they were at one moment. It takes no lock.
 func (s *Service) All(filters []*typesv1.Filter, all bool) iter.Seq2[*containersv1.Container, error] {
 	return func(yield func(*containersv1.Container, error) bool) {
-		m, err := newMatcher(filters, all)
+		m, err := filter.New(filters, all, alive)
 		if err != nil {
 			yield(nil, err)
 			return
@@ -220,7 +222,7 @@ func (s *Service) All(filters []*typesv1.Filter, all bool) iter.Seq2[*containers
 		var found []*containersv1.Container
 		if err := s.DB.View(func(tx *meta.Tx) error {
 			for _, c := range s.t.containers.All(tx) {
-				if m.match(c) {
+				if m.Match(c) {
 					found = append(found, c)
 				}
 			}

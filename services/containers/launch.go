@@ -22,6 +22,7 @@ import (
 	shimv1 "github.com/gantryd/gantry/proto/gantry/shim/v1"
 	storev1 "github.com/gantryd/gantry/proto/gantry/store/v1"
 	typesv1 "github.com/gantryd/gantry/proto/gantry/types/v1"
+	"github.com/gantryd/gantry/services/containers/admit"
 )
 
 // protocol is the version of the shim contract that this daemon speaks.
@@ -263,7 +264,7 @@ func sources(c *containersv1.Container) error {
 // message is what a shim is told when it is born.
 func (l *launch) message(ctx context.Context, rootfs []*typesv1.Mount) (*shimv1.Boot, error) {
 	spec, id := l.c.GetSpec(), l.k.id
-	path, err := l.s.runtime(spec.GetRuntime())
+	path, err := admit.Runtime(spec.GetRuntime(), l.s.Runtimes)
 	if err != nil {
 		return nil, err
 	}

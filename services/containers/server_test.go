@@ -2,6 +2,7 @@ package containers
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -81,7 +82,7 @@ func TestWire(t *testing.T) {
 	if m, err := x.Recv(); err != nil || m.GetOutput().GetExit().GetCode() != 2 {
 		t.Errorf("%v, %v", m, err)
 	}
-	if _, err := x.Recv(); err != io.EOF {
+	if _, err := x.Recv(); !errors.Is(err, io.EOF) {
 		t.Errorf("after the exit: %v", err)
 	}
 	if _, err := c.Pause(ctx, &containersv1.PauseRequest{Ref: "web"}); err != nil {
@@ -111,7 +112,7 @@ func TestWire(t *testing.T) {
 	}
 	if logs, err := c.Logs(ctx, &containersv1.LogsRequest{Ref: "web", Tail: -1}); err != nil {
 		t.Error(err)
-	} else if _, err := logs.Recv(); err != io.EOF {
+	} else if _, err := logs.Recv(); !errors.Is(err, io.EOF) {
 		t.Error(err)
 	}
 	if _, err := c.Remove(ctx, &containersv1.RemoveRequest{Ref: "web"}); err != nil {

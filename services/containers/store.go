@@ -1,15 +1,11 @@
 package containers
 
 import (
-	"fmt"
-	"maps"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
-	"github.com/containerd/errdefs"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/gantryd/gantry/internal/meta"
@@ -160,102 +156,6 @@ func (s *Service) Users(tx *meta.Tx, imageID string) []*containersv1.Container {
 		}
 	}
 	return all
-}
-
-// statusWords are the phases in the words of users.
-var statusWords = map[string][]containersv1.Phase{
-	"created":     {containersv1.Phase_PHASE_CREATED},
-	"starting":    {containersv1.Phase_PHASE_STARTING},
-	"running":     {containersv1.Phase_PHASE_RUNNING, containersv1.Phase_PHASE_STOPPING},
-	"paused":      {containersv1.Phase_PHASE_PAUSED},
-	"stopping":    {containersv1.Phase_PHASE_STOPPING},
-	"restarting":  {containersv1.Phase_PHASE_RESTARTING},
-	"exited":      {containersv1.Phase_PHASE_EXITED},
-	"unreachable": {containersv1.Phase_PHASE_UNREACHABLE},
-}
-
-// matcher is a list's filters, understood. Those of one key are alternatives.
-type matcher struct {
-	all   bool
-	tests []func(*containersv1.Container) bool
-}
-
-// newMatcher reads filters. Asking for a status or an exit code asks for containers that do not run as well.
-func newMatcher(filters []*typesv1.Filter, all bool) (*matcher, error) {
-	m := &matcher{all: all}
-	by := map[string][]func(*containersv1.Container) bool{}
-	for _, f := range filters {
-		test, err := newTest(f.GetKey(), f.GetValue())
-		if err != nil {
-			return nil, err
-		}
-		m.all = m.all || f.GetKey() == "status" || f.GetKey() == "exited"
-		by[f.GetKey()] = append(by[f.GetKey()], test)
-	}
-	for _, key := range slices.Sorted(maps.Keys(by)) {
-		alternatives := by[key]
-		m.tests = append(m.tests, func(c *containersv1.Container) bool {
-			return slices.ContainsFunc(alternatives, func(t func(*containersv1.Container) bool) bool { return t(c) })
-		})
-	}
-	return m, nil
-}
-
-func (m *matcher) match(c *containersv1.Container) bool {
-	if !m.all && !alive(c) {
-		return false
-	}
-	return !slices.ContainsFunc(m.tests, func(t func(*containersv1.Container) bool) bool { return !t(c) })
-}
-
-func newTest(key, value string) (func(*containersv1.Container) bool, error) {
-	switch key {
-	case "id":
-		return func(c *containersv1.Container) bool { return strings.HasPrefix(c.GetMeta().GetId(), value) }, nil
-	case "name":
-		return func(c *containersv1.Container) bool { return strings.Contains(c.GetMeta().GetName(), value) }, nil
-	case "label":
-		k, v, valued := strings.Cut(value, "=")
-		return func(c *containersv1.Container) bool {
-			got, has := c.GetMeta().GetLabels()[k]
-			return has && (!valued || got == v)
-		}, nil
-	case "status":
-		phases, ok := statusWords[value]
-		if !ok {
-			return nil, fmt.Errorf("filter status=%s: no such status; %s are known: %w", value,
-				strings.Join(slices.Sorted(maps.Keys(statusWords)), ", "), errdefs.ErrInvalidArgument)
-		}
-		return func(c *containersv1.Container) bool { return slices.Contains(phases, c.GetStatus().GetPhase()) }, nil
-	case "exited":
-		code, err := strconv.ParseUint(value, 10, 32)
-		if err != nil {
-			return nil, fmt.Errorf("filter exited=%s: want an exit code: %w", value, errdefs.ErrInvalidArgument)
-		}
-		return func(c *containersv1.Container) bool {
-			return c.GetStatus().GetPhase() == containersv1.Phase_PHASE_EXITED && uint64(c.GetStatus().GetExit().GetCode()) == code
-		}, nil
-	case "ancestor":
-		return func(c *containersv1.Container) bool { return madeFrom(c, value) }, nil
-	}
-	return nil, fmt.Errorf("filter %q: no such key; id, name, label, status, exited and ancestor are known: %w", key, errdefs.ErrInvalidArgument)
-}
-
-// madeFrom reports whether image, in any of the words in which people name one, is what c was made from.
-func madeFrom(c *containersv1.Container, image string) bool {
-	o := c.GetOrigin()
-	if image == "" {
-		return false
-	}
-	if image == c.GetSpec().GetImage() || image == o.GetImage() || image == o.GetImageId() {
-		return true
-	}
-	if digits := strings.TrimPrefix(o.GetImageId(), "sha256:"); len(image) >= 4 && strings.HasPrefix(digits, strings.TrimPrefix(image, "sha256:")) {
-		return true
-	}
-	full := o.GetImage()
-	return full == "docker.io/library/"+image || full == "docker.io/"+image ||
-		full == "docker.io/library/"+image+":latest" || full == "docker.io/"+image+":latest" || full == image+":latest"
 }
 
 func now() *timestamppb.Timestamp { return timestamppb.Now() }

@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-	"github.com/moby/sys/signal"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/gantryd/gantry/internal/meta"
@@ -15,6 +14,7 @@ import (
 	containersv1 "github.com/gantryd/gantry/proto/gantry/containers/v1"
 	shimv1 "github.com/gantryd/gantry/proto/gantry/shim/v1"
 	typesv1 "github.com/gantryd/gantry/proto/gantry/types/v1"
+	"github.com/gantryd/gantry/services/containers/admit"
 )
 
 // want changes what users want of a container, and tells its keeper. change says whether it did.
@@ -140,9 +140,9 @@ func (s *Service) Kill(ctx context.Context, ref, name string) (err error) {
 	if name == "" {
 		name = "KILL"
 	}
-	sig, err := signal.ParseSignal(name)
+	sig, err := admit.Signal(name)
 	if err != nil {
-		return invalid("signal %q: no such signal", name)
+		return err
 	}
 	switch c.GetStatus().GetPhase() {
 	case containersv1.Phase_PHASE_RUNNING, containersv1.Phase_PHASE_PAUSED, containersv1.Phase_PHASE_STOPPING, containersv1.Phase_PHASE_RESTARTING:
@@ -155,13 +155,13 @@ func (s *Service) Kill(ctx context.Context, ref, name string) (err error) {
 	if err != nil {
 		return err
 	}
-	last := sig == syscall.SIGKILL || uint32(sig) == k.stopSignal(c) //nolint:gosec // signals are small
+	last := sig == uint32(syscall.SIGKILL) || sig == k.stopSignal(c)
 	ctx, cancel := context.WithTimeoutCause(ctx, shimTime, errShimTime)
 	defer cancel()
-	if _, err := shim.Kill(ctx, &shimv1.KillRequest{Signal: uint32(sig), Last: last}); err != nil { //nolint:gosec // signals are small
+	if _, err := shim.Kill(ctx, &shimv1.KillRequest{Signal: sig, Last: last}); err != nil {
 		return rpc.FromTTRPC(err)
 	}
-	if sig == syscall.SIGKILL && c.GetStatus().GetPhase() == containersv1.Phase_PHASE_PAUSED { // frozen, it could not die
+	if sig == uint32(syscall.SIGKILL) && c.GetStatus().GetPhase() == containersv1.Phase_PHASE_PAUSED { // frozen, it could not die
 		_, err = shim.Resume(ctx, &shimv1.ResumeRequest{})
 	}
 	return rpc.FromTTRPC(err)

@@ -15,6 +15,7 @@ import (
 	containersv1 "github.com/gantryd/gantry/proto/gantry/containers/v1"
 	shimv1 "github.com/gantryd/gantry/proto/gantry/shim/v1"
 	typesv1 "github.com/gantryd/gantry/proto/gantry/types/v1"
+	"github.com/gantryd/gantry/services/containers/admit"
 )
 
 // watch follows one shim's state. Its goroutine ends when the shim is final, is gone, or is let go.
@@ -317,7 +318,7 @@ func (k *keeper) signal(ctx context.Context, kill, paused bool) {
 }
 
 func (k *keeper) stopSignal(c *containersv1.Container) uint32 {
-	sig, err := stopSignal(c.GetSpec().GetStopSignal(), c.GetOrigin().GetConfig().GetStopSignal())
+	sig, err := admit.StopSignal(c.GetSpec().GetStopSignal(), c.GetOrigin().GetConfig().GetStopSignal())
 	if err != nil {
 		return 15 // an image may name what there is not
 	}

@@ -1,0 +1,195 @@
+// Package admit decides which containers may be made: it reads what a user asks for, and refuses
+// what cannot work before anything is made for it.
+package admit
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/sys/signal"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/gantryd/gantry/internal/ocispec"
+	containersv1 "github.com/gantryd/gantry/proto/gantry/containers/v1"
+	imagesv1 "github.com/gantryd/gantry/proto/gantry/images/v1"
+	"github.com/gantryd/gantry/services/containers/names"
+)
+
+// maxSpec bounds what a user may say about one container: it is written with each change.
+const maxSpec = 1 << 20
+
+var goodName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{1,127}$`)
+
+// Check refuses what could not work, before anything is made for it. runtimes are the paths of OCI
+// runtimes by name. The errors are of class InvalidArgument.
+func Check(name string, labels map[string]string, spec *containersv1.Spec, runtimes map[string]string) error {
+	switch {
+	case spec.GetImage() == "":
+		return invalid("no image is named")
+	case name != "" && !goodName.MatchString(name):
+		return invalid("name %q: use 2 to 128 letters, digits, '_', '.' and '-', beginning with a letter or digit", name)
+	case proto.Size(spec) > maxSpec:
+		return invalid("the description has %d bytes, at most %d are allowed", proto.Size(spec), maxSpec)
+	case spec.GetRemoveOnExit() && spec.GetRestart().GetWhen() != containersv1.RestartPolicy_WHEN_UNSPECIFIED:
+		return invalid("it cannot be both started again and removed when it exits: take one away")
+	}
+	size := 0
+	for k, v := range labels {
+		if size += len(k) + len(v); k == "" || size > maxSpec/4 {
+			return invalid("label %q: a label has a name, and all together %d bytes at most", k, maxSpec/4)
+		}
+	}
+	if g := spec.GetStopGrace(); g != nil && (g.CheckValid() != nil || g.AsDuration() < 0) {
+		return invalid("stop grace %v: it cannot be negative", g.AsDuration())
+	}
+	if _, err := StopSignal(spec.GetStopSignal(), ""); err != nil {
+		return err
+	}
+	if l := spec.GetLog(); l.GetMaxBytes() < -1 || l.GetMaxBytes() > 0 && l.GetMaxBytes() < 4096 || l.GetMaxFiles() > 1000 {
+		return invalid("log of %d files of %d bytes: a file has 4096 bytes or more (-1 for no limit), and 1000 files are the most", l.GetMaxFiles(), l.GetMaxBytes())
+	}
+	if _, err := Runtime(spec.GetRuntime(), runtimes); err != nil {
+		return err
+	}
+	if err := checkNetworks(spec); err != nil {
+		return err
+	}
+	return ocispec.Check(spec, runtime.NumCPU())
+}
+
+func checkNetworks(spec *containersv1.Spec) error {
+	mode := spec.GetNetworkMode()
+	if mode != containersv1.NetworkMode_NETWORK_MODE_UNSPECIFIED && len(spec.GetNetworks()) > 0 {
+		return invalid("network %s: a container on the host's network, or on none, joins no other", spec.GetNetworks()[0].GetNetwork())
+	}
+	for _, n := range spec.GetNetworks() {
+		if n.GetNetwork() == "" {
+			return invalid("a network without a name")
+		}
+		if a := n.GetAddress(); a != "" {
+			if _, err := netip.ParseAddr(a); err != nil {
+				return invalid("network %s: %q is no address", n.GetNetwork(), a)
+			}
+		}
+	}
+	if mode == containersv1.NetworkMode_NETWORK_MODE_NONE && len(spec.GetPorts()) > 0 {
+		return invalid("a container on no network publishes no ports: take one away")
+	}
+	return checkPorts(spec.GetPorts())
+}
+
+// checkPorts refuses what contradicts itself; whether a port of the host is free, the launch finds out.
+func checkPorts(ports []*containersv1.PortMapping) error {
+	for i, p := range ports {
+		n := max(p.GetCount(), 1)
+		switch {
+		case !slices.Contains([]string{"", "tcp", "udp"}, p.GetProtocol()):
+			return invalid("port %d: protocol %q is not known; tcp and udp are", p.GetContainerPort(), p.GetProtocol())
+		case p.GetContainerPort() == 0 || p.GetContainerPort()+n-1 > 65535 || n > 65535:
+			return invalid("port %d of the container (%d of them): ports go from 1 to 65535", p.GetContainerPort(), n)
+		case p.GetHostPort() > 0 && p.GetHostPort()+n-1 > 65535:
+			return invalid("port %d of the host (%d of them): ports go from 1 to 65535", p.GetHostPort(), n)
+		}
+		if a := p.GetHostAddress(); a != "" {
+			if _, err := netip.ParseAddr(a); err != nil {
+				return invalid("port %d: %q is no address of the host", p.GetContainerPort(), a)
+			}
+		}
+		for _, q := range ports[:i] {
+			if p.GetHostPort() > 0 && q.GetHostPort() > 0 && proto1(p) == proto1(q) && p.GetHostAddress() == q.GetHostAddress() &&
+				p.GetHostPort() < q.GetHostPort()+max(q.GetCount(), 1) && q.GetHostPort() < p.GetHostPort()+n {
+				return invalid("port %d of the host is published twice", p.GetHostPort())
+			}
+		}
+	}
+	return nil
+}
+
+func proto1(p *containersv1.PortMapping) string {
+	if p.GetProtocol() == "" {
+		return "tcp"
+	}
+	return p.GetProtocol()
+}
+
+// Runtime finds what makes the process: "" is native, any other word is a path, or a name from the configuration or $PATH.
+func Runtime(name string, runtimes map[string]string) (string, error) {
+	switch {
+	case name == "" || name == "native":
+		return "", nil
+	case runtimes[name] != "":
+		name = runtimes[name]
+	case !filepath.IsAbs(name) && strings.Contains(name, "/"):
+		return "", invalid("runtime %q: give a name or an absolute path", name)
+	}
+	found, err := exec.LookPath(name)
+	if err != nil {
+		return "", invalid("runtime %q: %v; native needs no program", name, err)
+	}
+	return found, nil
+}
+
+// StopSignal is the signal that asks a container to stop: the user's, else the image's, else SIGTERM.
+func StopSignal(user, image string) (uint32, error) {
+	for _, name := range []string{user, image} {
+		if name != "" {
+			return Signal(name)
+		}
+	}
+	return uint32(syscall.SIGTERM), nil
+}
+
+// lastSignal is the last of the real-time signals (signal(7)).
+const lastSignal = 64
+
+// Signal reads a signal's name, with or without SIG, or its number.
+func Signal(name string) (uint32, error) {
+	sig, err := signal.ParseSignal(name)
+	if err != nil || sig < 1 || sig > lastSignal {
+		return 0, invalid("signal %q: no such signal", name)
+	}
+	return uint32(sig), nil
+}
+
+// Volumes is what the user mounts and, where he mounts nothing there, the volumes that the image
+// declares. Those without a name get one that nobody else has.
+func Volumes(spec *containersv1.Spec, image *imagesv1.Config) ([]*containersv1.VolumeMount, error) {
+	var out []*containersv1.VolumeMount
+	taken := map[string]bool{}
+	for _, v := range spec.GetVolumes() {
+		v = proto.CloneOf(v)
+		v.Kind, v.Target = ocispec.KindOf(v), path.Clean(v.GetTarget())
+		if v.GetKind() == containersv1.VolumeMount_KIND_VOLUME && v.GetSource() == "" {
+			v.Source = names.ID()
+		}
+		if v.GetKind() == containersv1.VolumeMount_KIND_BIND && !v.GetCreateSource() {
+			if _, err := os.Stat(v.GetSource()); err != nil {
+				return nil, fmt.Errorf("mount at %q: the path on the host: %w: %w", v.GetTarget(), err, errdefs.ErrInvalidArgument)
+			}
+		}
+		taken[v.GetTarget()] = true
+		out = append(out, v)
+	}
+	for _, target := range image.GetVolumes() {
+		if target = path.Clean("/" + target); target == "/" || taken[target] {
+			continue
+		}
+		taken[target] = true
+		out = append(out, &containersv1.VolumeMount{Kind: containersv1.VolumeMount_KIND_VOLUME, Source: names.ID(), Target: target})
+	}
+	return out, nil
+}
+
+func invalid(format string, args ...any) error {
+	return fmt.Errorf(format+": %w", append(args, errdefs.ErrInvalidArgument)...)
+}
