@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -1012,4 +1013,36 @@ func BenchmarkCall(b *testing.B) {
 	if err := errors.Join(h.Close(b.Context()), <-done); err != nil {
 		b.Fatal(err)
 	}
+}
+
+// TestNothingLeaks: a process that is replaced leaves no descriptor and no goroutine behind.
+func TestNothingLeaks(t *testing.T) { // not parallel: it counts what all tests have
+	h := start(t, "good")
+	b := backend(t, h)
+	again := func(n int) {
+		for range n {
+			ask(t, b, "pid")
+			if err := unix.Kill(int(the(t, h).GetPid()), unix.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			ask(t, b, "pid")
+			if _, err := h.Restart(t.Context(), plugins.Volume, "test"); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	count := func() (fds, goroutines int) {
+		entries, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(entries), runtime.NumGoroutine()
+	}
+	again(2)
+	fds, goroutines := count()
+	again(8)
+	eventually(t, "as few descriptors and goroutines as before", func() bool {
+		f, g := count()
+		return f <= fds+1 && g <= goroutines+2
+	})
 }
