@@ -134,7 +134,7 @@ func (s *Service) record(name string, labels map[string]string, spec *containers
 	if err != nil {
 		return nil, err
 	}
-	volumes, err := admit.Volumes(spec, image.GetConfig())
+	volumes, err := admit.Volumes(spec, image.GetConfig(), containernames.ID)
 	if err != nil {
 		return nil, err
 	}

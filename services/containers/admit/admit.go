@@ -22,7 +22,6 @@ import (
 	"github.com/gantryd/gantry/internal/ocispec"
 	containersv1 "github.com/gantryd/gantry/proto/gantry/containers/v1"
 	imagesv1 "github.com/gantryd/gantry/proto/gantry/images/v1"
-	"github.com/gantryd/gantry/services/containers/names"
 )
 
 // maxSpec bounds what a user may say about one container: it is written with each change.
@@ -162,15 +161,15 @@ func Signal(name string) (uint32, error) {
 }
 
 // Volumes is what the user mounts and, where he mounts nothing there, the volumes that the image
-// declares. Those without a name get one that nobody else has.
-func Volumes(spec *containersv1.Spec, image *imagesv1.Config) ([]*containersv1.VolumeMount, error) {
+// declares. Those without a name get a fresh one, that nobody else has.
+func Volumes(spec *containersv1.Spec, image *imagesv1.Config, fresh func() string) ([]*containersv1.VolumeMount, error) {
 	var out []*containersv1.VolumeMount
 	taken := map[string]bool{}
 	for _, v := range spec.GetVolumes() {
 		v = proto.CloneOf(v)
 		v.Kind, v.Target = ocispec.KindOf(v), path.Clean(v.GetTarget())
 		if v.GetKind() == containersv1.VolumeMount_KIND_VOLUME && v.GetSource() == "" {
-			v.Source = names.ID()
+			v.Source = fresh()
 		}
 		if v.GetKind() == containersv1.VolumeMount_KIND_BIND && !v.GetCreateSource() {
 			if _, err := os.Stat(v.GetSource()); err != nil {
@@ -185,7 +184,7 @@ func Volumes(spec *containersv1.Spec, image *imagesv1.Config) ([]*containersv1.V
 			continue
 		}
 		taken[target] = true
-		out = append(out, &containersv1.VolumeMount{Kind: containersv1.VolumeMount_KIND_VOLUME, Source: names.ID(), Target: target})
+		out = append(out, &containersv1.VolumeMount{Kind: containersv1.VolumeMount_KIND_VOLUME, Source: fresh(), Target: target})
 	}
 	return out, nil
 }

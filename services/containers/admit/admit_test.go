@@ -1,6 +1,7 @@
 package admit
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -40,9 +41,10 @@ func TestPorts(t *testing.T) {
 }
 
 func TestVolumes(t *testing.T) {
+	fresh := func() string { return strings.Repeat("f", 64) }
 	vs, err := Volumes(&containersv1.Spec{Volumes: []*containersv1.VolumeMount{
 		{Source: t.TempDir(), Target: "/a/"}, {Source: "named", Target: "/b"}, {Target: "/c"}, {Kind: containersv1.VolumeMount_KIND_TMPFS, Target: "/d"},
-	}}, &imagesv1.Config{Volumes: []string{"/b", "/e", "f", "/", "/e/"}})
+	}}, &imagesv1.Config{Volumes: []string{"/b", "/e", "f", "/", "/e/"}}, fresh)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -58,7 +60,7 @@ func TestVolumes(t *testing.T) {
 			t.Errorf("%v", v)
 		}
 	}
-	if _, err := Volumes(&containersv1.Spec{Volumes: []*containersv1.VolumeMount{{Source: "/no/such/path", Target: "/a"}}}, nil); !errdefs.IsInvalidArgument(err) {
+	if _, err := Volumes(&containersv1.Spec{Volumes: []*containersv1.VolumeMount{{Source: "/no/such/path", Target: "/a"}}}, nil, fresh); !errdefs.IsInvalidArgument(err) {
 		t.Error(err)
 	}
 }
