@@ -10,11 +10,17 @@ import (
 )
 
 func main() {
-	env := cli.NewEnv()
-	err := newRootCommand(env).ExecuteContext(context.Background())
+	os.Exit(run(cli.NewEnv(), os.Args[1:]))
+}
+
+// run is one call of the command, and the code that it ends with.
+func run(env *cli.Env, args []string) int {
+	root := newRootCommand(env)
+	root.SetArgs(args)
+	err := root.ExecuteContext(context.Background())
 	var exit *cli.ExitError
 	if err != nil && (!errors.As(err, &exit) || exit.Err != nil) {
 		env.Complain(err)
 	}
-	os.Exit(cli.ExitCode(err))
+	return cli.ExitCode(err)
 }

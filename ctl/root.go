@@ -36,11 +36,11 @@ func newRootCommand(env *cli.Env) *cobra.Command {
 			if len(args) == 0 {
 				return nil
 			}
-			hint := ""
+			hint := ";"
 			if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
 				hint = fmt.Sprintf("; did you mean %q?", near[0])
 			}
-			return cli.Usagef("%q is no command of gantry%s See \"gantry --help\"", args[0], hint)
+			return cli.Usagef("%q is no command of gantry%s see \"gantry --help\"", args[0], hint)
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
@@ -70,7 +70,7 @@ func newRootCommand(env *cli.Env) *cobra.Command {
 	return root
 }
 
-// flagError makes a usage error of a bad flag. Of run, create and exec it is 125, as docker has it.
+// flagError makes a usage error of a bad flag. Of run and exec it is 125, as docker has it.
 func flagError(cmd *cobra.Command, err error) error {
 	code := 2
 	switch cmd.Name() {

@@ -2,7 +2,9 @@ package cli
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
+	"io"
 	"strings"
 )
 
@@ -14,8 +16,8 @@ func (e *Env) Confirm(what string) (bool, error) {
 	}
 	_, _ = fmt.Fprintf(e.Err, "%s\nGo on? [y/N] ", what)
 	line, err := bufio.NewReader(e.In).ReadString('\n')
-	if err != nil {
-		return false, err
+	if err != nil && !errors.Is(err, io.EOF) { // the end of input is an answer: no
+		return false, fmt.Errorf("read answer: %w", err)
 	}
 	answer := strings.ToLower(strings.TrimSpace(line))
 	return answer == "y" || answer == "yes", nil

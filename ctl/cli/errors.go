@@ -94,19 +94,27 @@ func Reason(err error) string {
 	return ""
 }
 
-// Sentence is what a person reads of err.
+// Sentence is what a person reads of err: the daemon's words without gRPC's around them, and
+// what this program had to say before them.
 func (e *Env) Sentence(err error) string {
-	s, ok := status.FromError(err)
-	if !ok {
+	var answer interface {
+		error
+		GRPCStatus() *status.Status
+	}
+	if !errors.As(err, &answer) {
 		return err.Error()
 	}
-	if s.Code() == codes.Unavailable && notThere(s.Message()) {
-		return fmt.Sprintf("no daemon answers at %s: %s\nstart one with \"gantryd\" (or \"systemctl start gantryd\"), or name another with --host", e.Host, cause(s.Message()))
+	own, s := err.Error() != answer.Error(), answer.GRPCStatus()
+	words := s.Message()
+	switch {
+	case s.Code() == codes.Unavailable && notThere(words) && own:
+		words = cause(words)
+	case s.Code() == codes.Unavailable && notThere(words):
+		return fmt.Sprintf("no daemon answers at %s: %s\nstart one with \"gantryd\" (or \"systemctl start gantryd\"), or name another with --host", e.Host, cause(words))
+	case s.Code() == codes.Canceled && words == "context canceled":
+		words = "interrupted"
 	}
-	if s.Code() == codes.Canceled && s.Message() == "context canceled" {
-		return "interrupted"
-	}
-	return s.Message()
+	return strings.ReplaceAll(err.Error(), answer.Error(), words)
 }
 
 func notThere(m string) bool {

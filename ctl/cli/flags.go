@@ -15,10 +15,10 @@ func Filters(values []string) ([]*typesv1.Filter, error) {
 	var fs []*typesv1.Filter
 	for _, v := range values {
 		key, value, ok := strings.Cut(v, "=")
-		if !ok || key == "" {
+		if key = strings.TrimSpace(key); !ok || key == "" {
 			return nil, Usagef("--filter %q: write key=value, as in --filter name=web", v)
 		}
-		fs = append(fs, &typesv1.Filter{Key: strings.TrimSpace(key), Value: strings.TrimSpace(value)})
+		fs = append(fs, &typesv1.Filter{Key: key, Value: strings.TrimSpace(value)})
 	}
 	return fs, nil
 }
@@ -83,8 +83,8 @@ func EnvFile(path string) ([]string, error) {
 		return nil, Usagef("read --env-file: %w", err)
 	}
 	var env []string
-	for i, line := range strings.Split(string(raw), "\n") {
-		line = strings.TrimSpace(strings.TrimPrefix(line, "\ufeff"))
+	for i, line := range strings.Split(strings.TrimPrefix(string(raw), "\ufeff"), "\n") {
+		line = strings.TrimLeft(strings.TrimSuffix(line, "\r"), " \t") // spaces at the end belong to the value
 		if line == "" || strings.HasPrefix(line, "#") {
 			continue
 		}

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -8,7 +9,9 @@ import (
 	"strings"
 	"text/tabwriter"
 	"text/template"
+	"text/template/parse"
 	"time"
+	"unicode"
 
 	"github.com/docker/go-units"
 )
@@ -68,16 +71,11 @@ func (t *Table) template(w io.Writer, text string, heading bool) error {
 	if err != nil {
 		return err
 	}
-	out := w
+	var b bytes.Buffer // whole, or an error
+	out := io.Writer(&b)
 	if heading {
-		tw := tabwriter.NewWriter(w, 10, 1, 3, ' ', 0)
-		defer tw.Flush() //nolint:errcheck // the writes below have told
-		out = tw
-		titles := map[string]string{}
-		for _, c := range t.Columns {
-			titles[c.Field] = c.Title
-		}
-		if err := Execute(out, tmpl, titles); err != nil {
+		out = tabwriter.NewWriter(&b, 10, 1, 3, ' ', 0)
+		if err := t.heading(out, tmpl); err != nil {
 			return err
 		}
 	}
@@ -86,7 +84,84 @@ func (t *Table) template(w io.Writer, text string, heading bool) error {
 			return err
 		}
 	}
-	return nil
+	if tw, ok := out.(*tabwriter.Writer); ok {
+		if err := tw.Flush(); err != nil {
+			return err
+		}
+	}
+	_, err = w.Write(b.Bytes())
+	return err
+}
+
+// heading writes the titles in the places where the template has fields. Functions that cut or
+// turn values leave titles alone.
+func (t *Table) heading(w io.Writer, tmpl *template.Template) error {
+	titles := map[string]string{}
+	for _, f := range fields(tmpl.Root) {
+		titles[f] = title(f)
+	}
+	for _, c := range t.Columns {
+		titles[c.Field] = c.Title
+	}
+	same := func(s string) string { return s }
+	top, err := tmpl.Clone()
+	if err != nil {
+		return fmt.Errorf("write heading: %w", err)
+	}
+	top.Funcs(template.FuncMap{
+		"json": same, "lower": same, "upper": same, "title": same,
+		"truncate": func(s string, _ int) string { return s },
+		"pad":      func(s string, _, _ int) string { return s },
+		"split":    func(s, _ string) []string { return []string{s} },
+	})
+	return Execute(w, top, titles)
+}
+
+// fields are the names of the fields that a template shows.
+func fields(n parse.Node) []string {
+	var names []string
+	add := func(nodes ...parse.Node) {
+		for _, n := range nodes {
+			names = append(names, fields(n)...)
+		}
+	}
+	switch n := n.(type) {
+	case *parse.ListNode:
+		if n != nil {
+			add(n.Nodes...)
+		}
+	case *parse.ActionNode:
+		add(n.Pipe)
+	case *parse.PipeNode:
+		if n != nil {
+			for _, c := range n.Cmds {
+				add(c.Args...)
+			}
+		}
+	case *parse.IfNode:
+		add(n.Pipe, n.List, n.ElseList)
+	case *parse.WithNode:
+		add(n.Pipe, n.List, n.ElseList)
+	case *parse.RangeNode:
+		add(n.Pipe, n.List, n.ElseList)
+	case *parse.FieldNode:
+		names = append(names, n.Ident[0])
+	}
+	return names
+}
+
+// title is the heading of a field that is in no column: CreatedAt is CREATED AT.
+func title(field string) string {
+	var b strings.Builder
+	before := 'A'
+	for _, r := range field {
+		if unicode.IsUpper(r) && !unicode.IsUpper(before) {
+			b.WriteByte(' ')
+		}
+		b.WriteRune(unicode.ToUpper(r))
+		before = r
+	}
+	return b.String()
 }
 
 // ParseTemplate parses a --format template with the functions that docker's templates have.
@@ -149,9 +224,29 @@ func (e *Env) Documents(format string, docs []any) error {
 		return err
 	}
 	for _, d := range docs {
-		if err := Execute(e.Out, tmpl, d); err != nil {
+		if err := executeDocument(e.Out, tmpl, d); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// executeDocument fills a template from the names that Go has for the fields of d, and where
+// it has none, from those of its JSON: {{.Id}} is what docker's users write.
+func executeDocument(w io.Writer, tmpl *template.Template, d any) error {
+	err := Execute(w, tmpl, d)
+	if err == nil {
+		return nil
+	}
+	b, e := json.Marshal(d)
+	if e != nil {
+		return err
+	}
+	var raw any
+	dec := json.NewDecoder(bytes.NewReader(b))
+	dec.UseNumber()
+	if dec.Decode(&raw) != nil || Execute(w, tmpl, raw) != nil {
+		return err
 	}
 	return nil
 }

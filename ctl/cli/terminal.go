@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bytes"
 	"os"
 	"os/signal"
 	"strings"
@@ -95,9 +96,15 @@ func (d *Detacher) Feed(in []byte) (out []byte, detach bool) {
 		return in, false
 	}
 	for _, b := range in {
-		if b != d.keys[d.seen] && d.seen > 0 {
-			out = append(out, d.keys[:d.seen]...)
-			d.seen = 0
+		// What is held back is the beginning of the keys. Where b does not go on with it, a later
+		// part of it may be one as well: "a,a,b" is in "aaab".
+		for d.seen > 0 && b != d.keys[d.seen] {
+			n := 1
+			for !bytes.Equal(d.keys[n:d.seen], d.keys[:d.seen-n]) {
+				n++
+			}
+			out = append(out, d.keys[:n]...)
+			d.seen -= n
 		}
 		if b != d.keys[d.seen] {
 			out = append(out, b)
@@ -109,4 +116,11 @@ func (d *Detacher) Feed(in []byte) (out []byte, detach bool) {
 		}
 	}
 	return out, false
+}
+
+// Rest is what was held back, for when nothing more will be typed.
+func (d *Detacher) Rest() []byte {
+	held := d.keys[:d.seen]
+	d.seen = 0
+	return held
 }

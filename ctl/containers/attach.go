@@ -3,6 +3,7 @@ package containers
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -12,6 +13,9 @@ import (
 )
 
 const defaultDetachKeys = "ctrl-p,ctrl-q"
+
+// killPatience bounds the passing on of one signal.
+const killPatience = 10 * time.Second
 
 type attachOptions struct {
 	noStdin, sigProxy, noReplay bool
@@ -54,13 +58,7 @@ func runAttach(ctx context.Context, env *cli.Env, o attachOptions, ref string) e
 	}
 	s.tty, s.stdin, s.detachKeys, s.signals = spec.GetTty(), !o.noStdin && spec.GetOpenStdin(), keys, o.sigProxy
 	exit, err := s.run(ctx)
-	if errors.Is(err, errDetached) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	return exited(exit)
+	return ended(env, got.GetContainer(), exit, err)
 }
 
 // exited ends the program as the process ended.
@@ -96,6 +94,12 @@ func openAttach(ctx context.Context, env *cli.Env, start *containersv1.AttachSta
 	}
 	return &session{
 		env: env,
+		kill: func(signal string) error {
+			ctx, cancel := context.WithTimeoutCause(ctx, killPatience, errors.New("the daemon does not answer"))
+			defer cancel()
+			_, err := env.Containers().Kill(ctx, &containersv1.KillRequest{Ref: start.GetRef(), Signal: signal})
+			return err
+		},
 		send: func(in *typesv1.ProcessInput) error {
 			return stream.Send(&containersv1.AttachRequest{Message: &containersv1.AttachRequest_Input{Input: in}})
 		},

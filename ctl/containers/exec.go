@@ -3,6 +3,7 @@ package containers
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"github.com/spf13/cobra"
 
@@ -80,11 +81,13 @@ func runExec(ctx context.Context, env *cli.Env, o execOptions, args []string) er
 		},
 	}
 	exit, err := s.run(ctx)
-	if errors.Is(err, errDetached) {
+	switch {
+	case errors.Is(err, errDetached):
 		return nil
-	}
-	if err != nil {
+	case err != nil:
 		return err
+	case exit == nil && !o.detach:
+		return fmt.Errorf("exec in container %s: the daemon ended the stream without saying how the command ended", args[0])
 	}
 	return exited(exit)
 }

@@ -134,7 +134,7 @@ func (f *specFlags) resources(spec *containersv1.Spec) error {
 	}
 	if f.cpus != "" {
 		n, err := strconv.ParseFloat(f.cpus, 64)
-		if err != nil || n < 0 || n > 1<<20 {
+		if err != nil || !(n >= 0 && n <= 1<<20) { // also not a number
 			return cli.Usagef("--cpus %q: no number of processors; write 0.5 or 2", f.cpus)
 		}
 		r.CpuMillis = int64(n*1000 + 0.5)

@@ -1,11 +1,15 @@
 package containers
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -347,15 +351,20 @@ func runPort(ctx context.Context, env *cli.Env, args []string) error {
 	}
 	want := ""
 	if len(args) == 2 {
-		p, err := ParsePublish(args[1])
-		if err != nil {
-			return err
+		number, proto, has := strings.Cut(strings.ToLower(args[1]), "/")
+		port, count, err := portRange(number)
+		if err != nil || count != 1 {
+			return cli.Usagef("%q is no port; write PORT or PORT/udp", args[1])
 		}
-		want = fmt.Sprintf("%d/%s", p.GetContainerPort(), p.GetProtocol())
+		if !has {
+			proto = "tcp"
+		}
+		want = fmt.Sprintf("%d/%s", port, proto)
 	}
 	found := false
-	for key, bs := range bindings(published(got.GetContainer())) {
-		for _, b := range bs {
+	all := bindings(published(got.GetContainer()))
+	for _, key := range slices.SortedFunc(maps.Keys(all), byPort) {
+		for _, b := range all[key] {
 			where := net.JoinHostPort(b.HostIp, b.HostPort)
 			switch {
 			case want == "":
@@ -370,7 +379,10 @@ func runPort(ctx context.Context, env *cli.Env, args []string) error {
 		}
 	}
 	if want != "" && !found {
-		return fmt.Errorf("container %s: port %s is not published", args[0], want)
+		return &cli.ExitError{Code: 3, Err: fmt.Errorf("container %s: port %s is not published", args[0], want)}
 	}
 	return nil
 }
+
+// byPort orders "80/tcp" before "443/tcp".
+func byPort(a, b string) int { return cmp.Or(cmp.Compare(len(a), len(b)), cmp.Compare(a, b)) }

@@ -3,9 +3,10 @@ package containers
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
-	"io"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -57,39 +58,62 @@ func runLogs(ctx context.Context, env *cli.Env, o logsOptions, ref string) error
 	if err != nil {
 		return err
 	}
-	out, errOut := bufio.NewWriterSize(env.Out, 64<<10), bufio.NewWriterSize(env.Err, 4<<10)
-	err = cli.Stream(stream.Recv, func(m *containersv1.LogsResponse) error {
+	w := newLogWriter(env, o.timestamps)
+	return cli.Stream(stream.Recv, func(m *containersv1.LogsResponse) error {
 		for _, r := range m.GetRecords() {
-			if err := writeRecord(out, errOut, r, o.timestamps); err != nil {
+			if err := w.write(r); err != nil {
 				return err
 			}
 		}
-		if err := out.Flush(); err != nil {
-			return err
-		}
-		return errOut.Flush()
+		return w.flush()
 	})
-	return err
 }
 
-func writeRecord(out, errOut *bufio.Writer, r *containersv1.LogRecord, timestamps bool) error {
-	if r.GetNotice() != "" {
-		if err := out.Flush(); err != nil { // the notice belongs behind the lines before it
+// logWriter writes records where they belong, in their order also where stdout and stderr are one
+// terminal.
+type logWriter struct {
+	out, err   *bufio.Writer
+	last       *bufio.Writer // what was written to last
+	timestamps bool
+	partial    map[*bufio.Writer]bool // it is in the middle of a line
+}
+
+func newLogWriter(env *cli.Env, timestamps bool) *logWriter {
+	w := &logWriter{
+		out: bufio.NewWriterSize(env.Out, 64<<10), err: bufio.NewWriterSize(env.Err, 64<<10),
+		timestamps: timestamps, partial: map[*bufio.Writer]bool{},
+	}
+	w.last = w.out
+	return w
+}
+
+func (w *logWriter) flush() error { return errors.Join(w.out.Flush(), w.err.Flush()) }
+
+// stampLayout has all nine digits: docker's users sort and cut these.
+const stampLayout = "2006-01-02T15:04:05.000000000Z07:00"
+
+func (w *logWriter) write(r *containersv1.LogRecord) error {
+	to := w.out
+	if r.GetStderr() || r.GetNotice() != "" {
+		to = w.err
+	}
+	if to != w.last {
+		if err := w.last.Flush(); err != nil {
 			return err
 		}
-		_, err := fmt.Fprintln(errOut, "gantry: "+r.GetNotice())
+		w.last = to
+	}
+	if r.GetNotice() != "" {
+		_, err := fmt.Fprintln(to, "gantry: "+r.GetNotice())
 		return err
 	}
-	var w io.Writer = out
-	if r.GetStderr() {
-		w = errOut
-	}
-	if timestamps {
-		if _, err := fmt.Fprint(w, r.GetAt().AsTime().Format("2006-01-02T15:04:05.000000000Z07:00")+" "); err != nil {
+	if w.timestamps && !w.partial[to] {
+		if _, err := to.WriteString(r.GetAt().AsTime().Format(stampLayout) + " "); err != nil {
 			return err
 		}
 	}
-	_, err := w.Write(r.GetData())
+	w.partial[to] = r.GetPartial()
+	_, err := to.Write(r.GetData())
 	return err
 }
 
@@ -103,8 +127,8 @@ func moment(env *cli.Env, flag, v string) (*timestamppb.Timestamp, error) {
 	if d, err := time.ParseDuration(v); err == nil {
 		return timestamppb.New(env.Now().Add(-d)), nil
 	}
-	if s, err := strconv.ParseFloat(v, 64); err == nil {
-		return timestamppb.New(time.Unix(0, int64(s*1e9))), nil
+	if t, ok := unixTime(v); ok {
+		return timestamppb.New(t), nil
 	}
 	for _, l := range momentLayouts {
 		if t, err := time.ParseInLocation(l, v, time.Local); err == nil {
@@ -112,4 +136,15 @@ func moment(env *cli.Env, flag, v string) (*timestamppb.Timestamp, error) {
 		}
 	}
 	return nil, cli.Usagef("%s %q: no time; write 10m, 2026-01-02T15:04:05 or seconds since 1970", flag, v)
+}
+
+// unixTime parses seconds since 1970, with up to nine digits behind the point.
+func unixTime(v string) (time.Time, bool) {
+	whole, part, _ := strings.Cut(v, ".")
+	seconds, err := strconv.ParseInt(whole, 10, 64)
+	if err != nil || seconds < 0 || seconds > 1<<37 || len(part) > 9 {
+		return time.Time{}, false
+	}
+	nanos, err := strconv.ParseUint((part + "000000000")[:9], 10, 32)
+	return time.Unix(seconds, int64(nanos)), err == nil
 }

@@ -2,6 +2,9 @@ package containers
 
 import (
 	"encoding/csv"
+	"errors"
+	"fmt"
+	"io"
 	"path"
 	"path/filepath"
 	"strconv"
@@ -28,8 +31,8 @@ func (f *specFlags) storage(spec *containersv1.Spec) error {
 	}
 	for _, v := range f.tmpfs {
 		target, options, _ := strings.Cut(v, ":")
-		if !path.IsAbs(target) {
-			return cli.Usagef("--tmpfs %q: the path in the container must be absolute", v)
+		if err := mountable(target); err != nil {
+			return cli.Usagef("--tmpfs %q: %w", v, err)
 		}
 		m := &containersv1.VolumeMount{Kind: containersv1.VolumeMount_KIND_TMPFS, Target: target}
 		if options != "" {
@@ -60,10 +63,13 @@ func ParseVolume(v string) (*containersv1.VolumeMount, error) {
 	default:
 		return nil, cli.Usagef("--volume %q: too many colons; write SOURCE:PATH[:ro], or use --mount", v)
 	}
-	if !path.IsAbs(m.Target) {
-		return nil, cli.Usagef("--volume %q: the path in the container must be absolute", v)
+	if err := mountable(m.Target); err != nil {
+		return nil, cli.Usagef("--volume %q: %w", v, err)
 	}
-	if strings.HasPrefix(m.Source, "/") || strings.HasPrefix(m.Source, ".") || strings.HasPrefix(m.Source, "~") {
+	if strings.HasPrefix(m.Source, "~") {
+		return nil, cli.Usagef("--volume %q: ~ is the shell's, which reads it only at the beginning of a word; write \"$HOME\"", v)
+	}
+	if strings.HasPrefix(m.Source, "/") || strings.HasPrefix(m.Source, ".") {
 		abs, err := filepath.Abs(m.Source)
 		if err != nil {
 			return nil, cli.Usagef("--volume %q: %w", v, err)
@@ -73,25 +79,52 @@ func ParseVolume(v string) (*containersv1.VolumeMount, error) {
 	if len(parts) < 3 {
 		return m, nil
 	}
-	for _, o := range strings.Split(parts[2], ",") {
-		switch {
-		case o == "ro":
-			m.ReadOnly = true
-		case o == "rw" || o == "":
-		case propagations[o]:
-			m.Propagation = o
-		default:
-			return nil, cli.Usagef("--volume %q: option %q is not known; ro, rw and the propagations (rprivate, rslave, rshared) are", v, o)
-		}
+	if err := volumeOptions(m, v, parts[2]); err != nil {
+		return nil, err
 	}
 	return m, nil
 }
 
+// mountable says why nothing can be mounted at a path in a container.
+func mountable(target string) error {
+	switch {
+	case !path.IsAbs(target):
+		return fmt.Errorf("the path in the container, %q, must be absolute", target)
+	case path.Clean(target) == "/":
+		return fmt.Errorf("the path in the container cannot be its root")
+	}
+	return nil
+}
+
+func volumeOptions(m *containersv1.VolumeMount, v, options string) error {
+	for _, o := range strings.Split(options, ",") {
+		switch {
+		case o == "ro":
+			m.ReadOnly = true
+		case o == "rw" || o == "":
+		case propagations[o] && m.Kind != containersv1.VolumeMount_KIND_BIND:
+			return cli.Usagef("--volume %q: %s is for paths of the host, and %q is a volume", v, o, m.Source)
+		case propagations[o]:
+			m.Propagation = o
+		default:
+			return cli.Usagef("--volume %q: option %q is not known; ro, rw and the propagations (rprivate, rslave, rshared) are", v, o)
+		}
+	}
+	return nil
+}
+
 // ParseMount parses one value of --mount: type=bind,source=/data,target=/data,readonly.
 func ParseMount(v string) (*containersv1.VolumeMount, error) {
-	fields, err := csv.NewReader(strings.NewReader(v)).Read()
+	r := csv.NewReader(strings.NewReader(v))
+	fields, err := r.Read()
+	if errors.Is(err, io.EOF) {
+		err = fmt.Errorf("it is empty")
+	}
 	if err != nil {
-		return nil, cli.Usagef("--mount %q: %w", v, err)
+		return nil, cli.Usagef("--mount %q: %w; write type=bind,source=/data,target=/data", v, err)
+	}
+	if _, err := r.Read(); !errors.Is(err, io.EOF) {
+		return nil, cli.Usagef("--mount %q: it has more than one line", v)
 	}
 	m := &containersv1.VolumeMount{Kind: containersv1.VolumeMount_KIND_VOLUME}
 	for _, f := range fields {
@@ -100,13 +133,34 @@ func ParseMount(v string) (*containersv1.VolumeMount, error) {
 			return nil, cli.Usagef("--mount %q: %w", v, err)
 		}
 	}
-	if !path.IsAbs(m.Target) {
-		return nil, cli.Usagef("--mount %q: target must be an absolute path", v)
-	}
-	if m.Kind == containersv1.VolumeMount_KIND_BIND && !filepath.IsAbs(m.Source) {
-		return nil, cli.Usagef("--mount %q: source of a bind must be an absolute path", v)
+	if err := mountSense(m); err != nil {
+		return nil, cli.Usagef("--mount %q: %w", v, err)
 	}
 	return m, nil
+}
+
+// mountSense checks what only all fields together can tell.
+func mountSense(m *containersv1.VolumeMount) error {
+	if m.Target == "" {
+		return fmt.Errorf("target is missing")
+	}
+	if err := mountable(m.Target); err != nil {
+		return err
+	}
+	bind, tmpfs := m.Kind == containersv1.VolumeMount_KIND_BIND, m.Kind == containersv1.VolumeMount_KIND_TMPFS
+	switch {
+	case bind && !filepath.IsAbs(m.Source):
+		return fmt.Errorf("source of a bind must be an absolute path")
+	case !bind && strings.ContainsRune(m.Source, filepath.Separator):
+		return fmt.Errorf("source %q is a path; add type=bind", m.Source)
+	case tmpfs && m.Source != "":
+		return fmt.Errorf("a tmpfs has no source")
+	case !bind && m.Propagation != "":
+		return fmt.Errorf("bind-propagation is for type=bind")
+	case !tmpfs && len(m.Options) > 0:
+		return fmt.Errorf("tmpfs-size and tmpfs-mode are for type=tmpfs")
+	}
+	return nil
 }
 
 var mountKinds = map[string]containersv1.VolumeMount_Kind{

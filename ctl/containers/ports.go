@@ -61,7 +61,7 @@ func splitPublish(v string) (address, host, port string, err error) {
 		if address == "" {
 			return "", "", "", fmt.Errorf("the address is empty")
 		}
-		if !strings.Contains(v, ":") {
+		if strings.Count(v, ":") != 1 {
 			return "", "", "", fmt.Errorf("behind an address come HOSTPORT:PORT")
 		}
 	}

@@ -28,7 +28,7 @@ func runRemove(ctx context.Context, env *cli.Env, o removeOptions, refs []string
 	return env.Each(ctx, refs, func(ctx context.Context, ref string) error {
 		_, err := env.Containers().Remove(ctx, &containersv1.RemoveRequest{Ref: ref, Force: o.force, Volumes: o.volumes})
 		if o.force && cli.Code(err) == codes.NotFound {
-			return nil
+			return cli.ErrNothing
 		}
 		return err
 	})

@@ -144,6 +144,8 @@ func ended(env *cli.Env, c *containersv1.Container, exit *typesv1.Exit, err erro
 			c.GetMeta().GetName(), c.GetMeta().GetName(), c.GetMeta().GetName(), err)
 	case err != nil:
 		return err
+	case exit == nil:
+		return fmt.Errorf("container %s: the daemon ended the stream without saying how the process ended; see \"gantry ps -a\"", c.GetMeta().GetName())
 	case exit.GetReason() != "":
 		_, _ = fmt.Fprintf(env.Err, "gantry: container %s ended: %s\n", c.GetMeta().GetName(), reasonText(exit.GetReason()))
 	}

@@ -24,7 +24,8 @@ type session struct {
 	stdin      bool // pass on what is typed
 	detachKeys []byte
 	signals    bool // pass on signals sent to this process
-	started    func()
+	// kill sends a signal to the process; nil: by the stream, where it waits behind what was typed.
+	kill func(signal string) error
 
 	mu   sync.Mutex
 	send func(*typesv1.ProcessInput) error
@@ -114,6 +115,9 @@ func (s *session) typed(end context.CancelCauseFunc) {
 			return
 		}
 		if err != nil {
+			if held := keys.Rest(); len(held) > 0 {
+				_ = s.put(&typesv1.ProcessInput{Input: &typesv1.ProcessInput_Stdin{Stdin: held}})
+			}
 			_ = s.put(&typesv1.ProcessInput{Input: &typesv1.ProcessInput_StdinEof{StdinEof: true}})
 			return
 		}
@@ -137,10 +141,6 @@ func (s *session) output() (*typesv1.Exit, error) {
 			_, err = s.env.Err.Write(o.Stderr)
 		case *typesv1.ProcessOutput_LostBytes:
 			_, err = io.WriteString(s.env.Err, "\ngantry: this terminal fell behind and output was skipped; \"gantry logs\" has it\n")
-		case *typesv1.ProcessOutput_StartedPid:
-			if s.started != nil {
-				s.started()
-			}
 		case *typesv1.ProcessOutput_Exit:
 			return o.Exit, nil
 		}
@@ -156,6 +156,12 @@ var forwarded = []os.Signal{
 }
 
 func (s *session) forwardSignals() (stop func()) {
+	send := s.kill
+	if send == nil {
+		send = func(name string) error {
+			return s.put(&typesv1.ProcessInput{Input: &typesv1.ProcessInput_Signal{Signal: name}})
+		}
+	}
 	ch, done, ended := make(chan os.Signal, 16), make(chan struct{}), make(chan struct{})
 	signal.Notify(ch, forwarded...)
 	go func() {
@@ -164,7 +170,7 @@ func (s *session) forwardSignals() (stop func()) {
 			select {
 			case sig := <-ch:
 				if n, ok := sig.(unix.Signal); ok {
-					_ = s.put(&typesv1.ProcessInput{Input: &typesv1.ProcessInput_Signal{Signal: unix.SignalName(n)}})
+					_ = send(unix.SignalName(n)) // the process may have ended meanwhile; the output side tells
 				}
 			case <-done:
 				return
