@@ -120,6 +120,28 @@ func (f *fake) Endpoints(context.Context) iter.Seq2[network.Held, error] {
 	}
 }
 
+// Check finds networks that are not there, and ports that are not published.
+func (f *fake) Check(_ context.Context, n network.Network, want []network.Want) iter.Seq2[network.Difference, error] {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var all []network.Difference
+	if _, there := f.networks[n.ID]; !there {
+		all = append(all, network.Difference{Subject: "network", Detail: "it is not there"})
+	}
+	for _, w := range want {
+		if len(w.Ports) != len(f.ports[w.ID]) {
+			all = append(all, network.Difference{Subject: "ports of " + w.ID, Detail: "they are not published"})
+		}
+	}
+	return func(yield func(network.Difference, error) bool) {
+		for _, d := range all {
+			if !yield(d, nil) {
+				return
+			}
+		}
+	}
+}
+
 // Network and Info make a fake the Drivers of one driver.
 func (f *fake) Network(name string) (network.Driver, error) {
 	if name != "bridge" {
@@ -129,7 +151,7 @@ func (f *fake) Network(name string) (network.Driver, error) {
 }
 
 func (f *fake) Info(context.Context, plugins.Family, string) (plugins.Info, error) {
-	return plugins.Info{Capabilities: []string{network.Ports}}, nil
+	return plugins.Info{Capabilities: []string{network.Ports, network.Check}}, nil
 }
 
 // host is a Host that uses what it lists.
@@ -654,7 +676,27 @@ func TestRecoverAndCheck(t *testing.T) {
 	if d := differences(); len(d) != 0 {
 		t.Errorf("differences: %v", d)
 	}
-	// The host lost everything but the links.
+	// The host lost everything but the links: told, and repaired.
+	clear(b.f.networks)
+	clear(b.f.ports)
+	var told []string
+	var repairs []func(context.Context) error
+	for _, ch := range b.Checks() {
+		b.must(ch.Run(t.Context(), check.Report(func(subject, detail string, repair func(context.Context) error) {
+			told = append(told, subject+": "+detail)
+			repairs = append(repairs, repair)
+		})))
+	}
+	if want := []string{"network: network bridge: it is not there", "ports of " + e.GetId() + ": network bridge: they are not published"}; !slices.Equal(told, want) {
+		t.Errorf("told %v, want %v", told, want)
+	}
+	for _, repair := range repairs {
+		b.must(repair(t.Context()))
+	}
+	if len(b.f.networks) != 1 || len(b.f.ports[e.GetId()]) != 1 {
+		t.Errorf("repaired: %v, %v", b.f.networks, b.f.ports)
+	}
+	// Again, and the daemon starts.
 	clear(b.f.networks)
 	clear(b.f.ports)
 	b.must(b.Recover(t.Context()))
@@ -668,7 +710,7 @@ func TestRecoverAndCheck(t *testing.T) {
 	if len(b.f.ports) != 0 {
 		t.Errorf("published for nobody: %v", b.f.ports)
 	}
-	if d := differences(); len(d) != 1 || !strings.Contains(d[0], "does not hold it") {
+	if d := differences(); len(d) != 2 || !strings.Contains(d[0], "does not hold it") {
 		t.Errorf("differences: %v", d)
 	}
 	b.leave(c)

@@ -160,9 +160,76 @@ func (s *Service) Release(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// Checks compares the endpoints of the store with those of the drivers.
+// Checks compares the store with the drivers, and has those compare it with the host that can.
 func (s *Service) Checks() []check.Check {
-	return []check.Check{{Name: "networks.endpoints", Run: s.compare}}
+	return []check.Check{{Name: "networks.endpoints", Run: s.compare}, {Name: "networks.host", Run: s.compareHost}}
+}
+
+// compareHost asks drivers what differs on the host, of networks that somebody is on.
+func (s *Service) compareHost(ctx context.Context, report check.Report) error {
+	all, err := s.accounts()
+	if err != nil {
+		return err
+	}
+	for _, a := range all {
+		if len(a.endpoints) == 0 {
+			continue
+		}
+		if err := s.checkOne(ctx, a, report); err != nil {
+			return fmt.Errorf("network %s: %w", a.spec.Name, err)
+		}
+	}
+	return nil
+}
+
+func (s *Service) checkOne(ctx context.Context, a account, report check.Report) error {
+	info, err := s.drivers.Info(ctx, plugins.Network, a.record.GetDriver())
+	if err != nil || !info.Has(network.Check) {
+		return err
+	}
+	d, err := s.drivers.Network(a.record.GetDriver())
+	if err != nil {
+		return err
+	}
+	c, ok := d.(network.Checker)
+	if !ok {
+		return nil
+	}
+	var want []network.Want
+	for id, e := range a.endpoints {
+		ep, err := seat(e, "", a.handles[id])
+		if err != nil {
+			return err
+		}
+		ports, err := wire(e.GetPorts())
+		if err != nil {
+			return err
+		}
+		want = append(want, network.Want{Endpoint: ep, Ports: ports})
+	}
+	for diff, err := range c.Check(ctx, a.spec, want) {
+		if err != nil {
+			return err
+		}
+		report(diff.Subject, fmt.Sprintf("network %s: %s", a.spec.Name, diff.Detail), s.mendLater(a.spec.ID))
+	}
+	return nil
+}
+
+// mendLater mends a network as it is to be then.
+func (s *Service) mendLater(id string) func(context.Context) error {
+	return func(ctx context.Context) error {
+		all, err := s.accounts()
+		if err != nil {
+			return err
+		}
+		for _, a := range all {
+			if a.spec.ID == id && len(a.endpoints) > 0 {
+				return s.mend(ctx, a)
+			}
+		}
+		return nil
+	}
 }
 
 // compare reads the store before and after the drivers: what is claimed, or known, in either is not a difference.
