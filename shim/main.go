@@ -1,9 +1,110 @@
-// Command gantry-shim runs one container.
+// Command gantry-shim runs one container: it holds its pipes, its log, its restarts and its exit,
+// and outlives the daemon that started it.
+//
+//	main.go boot.go   from exec to Booted
+//	serve.go          control: ttrpc on shim.sock
+//	attach.go         bytes: frames on io.sock
+//	container.go      init's life, from create to the last exit; restart.go decides whether it was
+//	exec.go           other processes beside it
+//	process.go        one process, whichever
+//	stdio.go ring.go  what it reads and writes
+//	reap.go           orphans
+//	log.go            the shim's own words
+//
+// It is told everything by one JSON message on stdin, in a working directory that is the container's
+// state directory, and prints one JSON message. There are no flags, and no environment.
 package main
 
 import (
-	_ "github.com/gantryd/gantry/internal/bundle"
-	_ "github.com/gantryd/gantry/proto/gantry/shim/v1"
+	"os"
+	goruntime "runtime"
+	"runtime/debug"
+	"unsafe"
+
+	shimv1 "github.com/gantryd/gantry/proto/gantry/shim/v1"
+	"github.com/gantryd/gantry/shim/runtime/plain"
 )
 
-func main() {}
+func main() {
+	if len(os.Args) > 0 && os.Args[0] == plain.InitName {
+		os.Exit(plain.InitMain(os.Args))
+	}
+	// There is a shim for every container: two threads of Go do, and garbage is collected early.
+	goruntime.GOMAXPROCS(2)
+	debug.SetGCPercent(20)
+	if err := run(); err != nil {
+		if aerr := answer(&shimv1.Booted{Protocol: protocol, Error: err.Error()}); aerr != nil {
+			newLog().Error("the shim did not start, and nobody heard why", "err", err)
+		}
+		os.Exit(1)
+	}
+}
+
+// run is the shim's life. An error means that it did not begin.
+func run() error {
+	if err := plain.Seal(); err != nil {
+		return err
+	}
+	b, err := readBoot(os.Stdin)
+	if err != nil {
+		return err
+	}
+	if err := settle(); err != nil {
+		return err
+	}
+	rt, err := newRuntime(b.GetRuntime())
+	if err != nil {
+		return err
+	}
+	l, err := listen()
+	if err != nil {
+		return err
+	}
+	s := newShim(b, newNonce(), rt, newLog())
+	v, err := newServer(s)
+	if err != nil {
+		return err
+	}
+	if err := s.introduce(0); err != nil {
+		return err
+	}
+	go s.deafen()
+	go s.reap.run()
+	go s.serveIO(ours{l.io, s.log})
+	go func() {
+		if err := v.serve(ours{l.control, s.log}); err != nil {
+			s.log.Error("control is not served any more", "err", err)
+		}
+	}()
+	if err := answer(&shimv1.Booted{Protocol: protocol, Nonce: s.nonce, Pid: uint32(os.Getpid())}); err != nil { //nolint:gosec // a pid
+		return err
+	}
+	if err := s.exits.open(); err != nil { // early: at the end a disk may be full
+		s.log.Error("exits cannot be recorded", "err", err)
+	}
+	<-s.end
+	s.close()
+	_ = v.t.Close()
+	return nil
+}
+
+// close lets go of the log. Nothing runs any more.
+func (s *shim) close() {
+	s.init.shut()
+	if s.out != nil {
+		if err := s.out.Close(); err != nil {
+			s.log.Error("the log was not closed", "err", err)
+		}
+	}
+}
+
+// shut ends the pumps: nothing is written to the log after that.
+func (p *process) shut() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, pu := range p.pumps {
+		pu.close()
+	}
+}
+
+func addr(b []byte) uintptr { return uintptr(unsafe.Pointer(&b[0])) }

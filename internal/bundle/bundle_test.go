@@ -29,12 +29,11 @@ func runs(xs []Exit) (out []uint64) {
 
 func TestShimFile(t *testing.T) {
 	d := Dir{State: t.TempDir()}
-	t.Chdir(d.State)
 	if _, err := d.Shim(); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("before: %v", err)
 	}
-	want := Shim{Protocol: 1, Container: "c", Nonce: "n", BootID: "b", PID: 4711, Started: 12}
-	if err := WriteShim(want); err != nil {
+	want := Shim{Protocol: 1, Container: "c", Nonce: "n", BootID: "b", PID: 4711, Started: 12, Run: 3}
+	if err := WriteShim(d, want); err != nil {
 		t.Fatal(err)
 	}
 	if got, err := d.Shim(); err != nil || got != want {

@@ -1,31 +1,54 @@
 // Package supervise starts shims, finds them again, and buries them.
+//
+//	supervise.go  what a shim is to the daemon
+//	spawn.go      start one
+//	find.go       recognise one: boot id, pid, start time, socket and nonce, or it is nobody
+//	bury.go       end what is left of one
+//	client.go     talk to one; io.go pass bytes to and from its processes
+//
+// A shim outlives the daemon. Whatever is known about one is in its bundle and in the kernel; this
+// package remembers nothing.
 package supervise
 
 import (
 	"context"
 	"log/slog"
+	"os"
+	"sync"
 
-	"github.com/containerd/errdefs"
-
-	"github.com/gantryd/gantry/internal/bundle"
 	shimv1 "github.com/gantryd/gantry/proto/gantry/shim/v1"
 	typesv1 "github.com/gantryd/gantry/proto/gantry/types/v1"
 )
 
-// Shim is one live shim.
+// Shim is one live shim. Its calls return errors with a class of errdefs: Unavailable when the
+// connection is gone, a context's own error when that ended first, else what the shim said.
+// State and Wait may be called without a deadline: should the caller leave, the shim is not left
+// waiting for ever.
 type Shim interface {
 	shimv1.ShimService
-	// IO joins a process's streams; it never slows the process down.
+	// IO joins a process's streams; it never slows the process down. With replay, what the shim
+	// still remembers comes first, without a gap or a repetition. ctx bounds the joining only.
 	IO(ctx context.Context, process string, replay bool) (IO, error)
 	// Gone is closed when the connection is lost.
 	Gone() <-chan struct{}
 }
 
-// IO is one client's place at a process's streams. The last Recv before io.EOF is the exit.
+// IO is one client's place at a process's streams. Send waits while the process does not read. The
+// last Recv before io.EOF is the exit; if the shim goes first, Recv is Unavailable. Send, Recv and
+// Close may be called at the same time.
 type IO interface {
 	Send(in *typesv1.ProcessInput) error
 	Recv() (*typesv1.ProcessOutput, error)
 	Close() error
+}
+
+// Watch joins a process's streams as one who only looks: that it leaves is not the end of the
+// process's input, even if that ends with its first client.
+func Watch(ctx context.Context, s Shim, process string, replay bool) (IO, error) {
+	if c, ok := s.(*client); ok {
+		return c.join(ctx, process, replay, true)
+	}
+	return s.IO(ctx, process, replay)
 }
 
 // Options is where a Supervisor finds things.
@@ -36,23 +59,19 @@ type Options struct {
 }
 
 // Supervisor starts shims and finds them again.
-type Supervisor struct{ o Options }
+type Supervisor struct {
+	o   Options
+	log *slog.Logger
+
+	mu     sync.Mutex
+	binary *os.File // a read-only mount of Options.Binary
+}
 
 // New returns a Supervisor.
-func New(o Options) *Supervisor { return &Supervisor{o} }
-
-// Spawn starts a shim in dir and waits for its Booted.
-func (s *Supervisor) Spawn(ctx context.Context, dir bundle.Dir, boot *shimv1.Boot) (Shim, error) {
-	return nil, errdefs.ErrNotImplemented
-}
-
-// Find reconnects to the shim of dir. It is errdefs.ErrNotFound if boot id, pid,
-// start time, socket and nonce do not all agree; then nobody is signalled.
-func (s *Supervisor) Find(ctx context.Context, dir bundle.Dir) (Shim, error) {
-	return nil, errdefs.ErrNotImplemented
-}
-
-// Bury ends whatever is left of the container of dir and says how it ended.
-func (s *Supervisor) Bury(ctx context.Context, dir bundle.Dir) (bundle.Exit, error) {
-	return bundle.Exit{}, errdefs.ErrNotImplemented
+func New(o Options) *Supervisor {
+	s := &Supervisor{o: o, log: o.Log}
+	if s.log == nil {
+		s.log = slog.Default()
+	}
+	return s
 }

@@ -1,0 +1,188 @@
+package supervise
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/gantryd/gantry/internal/bundle"
+	shimv1 "github.com/gantryd/gantry/proto/gantry/shim/v1"
+)
+
+// spawnTime bounds a shim's start.
+const spawnTime = 10 * time.Second
+
+// Spawn starts a shim in dir and waits until it listens. It makes the state directory. If it fails
+// nothing is left of either.
+func (s *Supervisor) Spawn(ctx context.Context, dir bundle.Dir, boot *shimv1.Boot) (_ Shim, err error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, spawnTime, fmt.Errorf("no word from the shim within %v: %w", spawnTime, context.DeadlineExceeded))
+	defer cancel()
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("start a shim: %w", err)
+		}
+	}()
+	if err := makeState(dir); err != nil {
+		return nil, err
+	}
+	p, err := s.start(dir, boot)
+	if err == nil {
+		var c Shim
+		if c, err = p.meet(ctx, dir); err == nil {
+			p.leave()
+			return c, nil
+		}
+		err = fmt.Errorf("%w%s", err, lastWords(dir))
+		p.kill()
+	}
+	return nil, errors.Join(err, os.RemoveAll(dir.State))
+}
+
+// makeState makes the state directory. What an earlier shim left in it goes, unless that shim lives.
+func makeState(dir bundle.Dir) error {
+	if err := os.MkdirAll(filepath.Dir(dir.State), 0o711); err != nil { //nolint:gosec // passed through, not listed
+		return err
+	}
+	err := os.Mkdir(dir.State, 0o700)
+	if !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	if _, fd, err := identify(dir); err == nil {
+		_ = unix.Close(fd)
+		return fmt.Errorf("there is one: %w", errdefs.ErrAlreadyExists)
+	}
+	return errors.Join(os.RemoveAll(dir.State), os.Mkdir(dir.State, 0o700))
+}
+
+// child is a shim that was started and has not said anything.
+type child struct {
+	p      *os.Process
+	stdout *os.File
+	done   chan struct{} // closed when it has ended and was reaped
+	left   bool
+}
+
+// start executes the shim and tells it what to do.
+func (s *Supervisor) start(dir bundle.Dir, boot *shimv1.Boot) (*child, error) {
+	raw, err := json.Marshal(boot)
+	if err != nil {
+		return nil, fmt.Errorf("boot: %w", err)
+	}
+	exe, err := s.executable()
+	if err != nil {
+		return nil, err
+	}
+	stdin, err := filled(raw)
+	if err != nil {
+		return nil, err
+	}
+	defer stdin.Close() //nolint:errcheck // the shim has it
+	stdout, w, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer w.Close() //nolint:errcheck // the shim has it
+	stderr, err := os.OpenFile(filepath.Join(dir.State, bundle.LogFile), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil, errors.Join(err, stdout.Close())
+	}
+	defer stderr.Close() //nolint:errcheck // the shim has it
+	// The descriptor is named in the child, which has it until exec.
+	p, err := os.StartProcess("/proc/self/fd/"+strconv.Itoa(int(exe.Fd())), []string{"gantry-shim"}, &os.ProcAttr{
+		Dir: dir.State, Env: []string{}, Files: []*os.File{stdin, w, stderr}, Sys: &syscall.SysProcAttr{Setsid: true},
+	})
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("execute %s: %w", s.o.Binary, err), stdout.Close())
+	}
+	c := &child{p: p, stdout: stdout, done: make(chan struct{})}
+	// Whoever starts a process reaps it. This ends with the shim, or with this process: there is
+	// nothing in it to wait for.
+	go func() {
+		_, _ = p.Wait()
+		close(c.done)
+	}()
+	return c, nil
+}
+
+// filled is a file that holds raw, to be read from its beginning: no pipe that could be full.
+func filled(raw []byte) (*os.File, error) {
+	fd, err := unix.MemfdCreate("boot", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("boot: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), "boot") //nolint:gosec // a descriptor
+	if _, err := f.WriteAt(raw, 0); err != nil {
+		return nil, errors.Join(fmt.Errorf("boot: %w", err), f.Close())
+	}
+	return f, nil
+}
+
+// meet reads the shim's one message and connects to it.
+func (c *child) meet(ctx context.Context, dir bundle.Dir) (Shim, error) {
+	defer c.stdout.Close() //nolint:errcheck // it was only read
+	stop := context.AfterFunc(ctx, func() { _ = c.stdout.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	line, err := bufio.NewReader(c.stdout).ReadSlice('\n')
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		return nil, fmt.Errorf("it ended without a word: %w", err)
+	}
+	booted := &shimv1.Booted{}
+	if err := json.Unmarshal(line, booted); err != nil {
+		return nil, fmt.Errorf("it said what nobody understands: %w", err)
+	}
+	if booted.GetError() != "" {
+		return nil, errors.New(booted.GetError())
+	}
+	if int(booted.GetPid()) != c.p.Pid {
+		return nil, fmt.Errorf("it says that it is process %d, and is %d: %w", booted.GetPid(), c.p.Pid, errdefs.ErrInternal)
+	}
+	return dial(ctx, dir)
+}
+
+// leave leaves the shim to itself.
+func (c *child) leave() { c.left = true }
+
+// kill ends it and waits until it has.
+func (c *child) kill() {
+	_ = c.p.Kill()
+	<-c.done
+}
+
+// executable is the shim's program on a read-only mount of its own. A process that goes into a
+// container is for a moment a copy of the shim: who opens its /proc/<pid>/exe there finds nothing to
+// write to (CVE-2019-5736). Its pages are the file's, shared by all shims.
+func (s *Supervisor) executable() (*os.File, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.binary != nil {
+		return s.binary, nil
+	}
+	path, err := filepath.EvalSymlinks(s.o.Binary)
+	if err != nil {
+		return nil, fmt.Errorf("the shim's program: %w", err)
+	}
+	fd, err := unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("open_tree %s: %w", path, err)
+	}
+	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV}
+	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr); err != nil {
+		return nil, errors.Join(fmt.Errorf("mount_setattr %s: %w", path, err), unix.Close(fd))
+	}
+	s.binary = os.NewFile(uintptr(fd), path) //nolint:gosec // a descriptor
+	return s.binary, nil
+}

@@ -1,0 +1,605 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/gantryd/gantry/internal/bundle"
+	"github.com/gantryd/gantry/internal/logfile"
+	shimv1 "github.com/gantryd/gantry/proto/gantry/shim/v1"
+	typesv1 "github.com/gantryd/gantry/proto/gantry/types/v1"
+	"github.com/gantryd/gantry/shim/runtime"
+)
+
+const (
+	// makeTime bounds making or starting a process: a shim must not hang because something in the
+	// kernel does.
+	makeTime = 30 * time.Second
+	// execTime is how long a process may wait to be started.
+	execTime = time.Minute
+	// maxExecs bounds the processes beside init, and keepExecs those of them that have ended and
+	// were not deleted.
+	maxExecs  = 1024
+	keepExecs = 128
+	// reasonStart is why there was no process.
+	reasonStart = "start-failed"
+)
+
+// shim is one container: its state, its processes, and the record of its ends.
+type shim struct {
+	boot   *shimv1.Boot
+	nonce  string
+	dir    bundle.Dir
+	rt     runtime.Runtime
+	log    *slog.Logger
+	out    *logfile.Writer
+	reap   *reaper
+	stays  lingering
+	init   *process
+	exits  exits
+	end    chan struct{}  // closed when the shim is to end
+	ending func()         // the next answer is the last
+	work   sync.WaitGroup // those who watch processes
+
+	op sync.Mutex // one change of init's life at a time: create, start, delete, and starting again
+
+	mu       sync.Mutex
+	change   uint64
+	changed  chan struct{} // closed, and replaced, at each
+	phase    shimv1.Phase
+	run      uint64 // under way, or the last
+	restarts uint32
+	exit     *typesv1.Exit
+	message  string
+	c        runtime.Container // of the run; nil: none
+	shared   bool              // processes may outlive init: it has no pid namespace of its own
+	stopped  bool              // the user wanted it to end
+	stopSig  unix.Signal
+	delay    time.Duration
+	timer    *time.Timer
+	execs    map[string]*process
+	past     []string // names of those that have ended, oldest first
+}
+
+func newShim(boot *shimv1.Boot, nonce string, rt runtime.Runtime, log *slog.Logger) *shim {
+	s := &shim{
+		boot: boot, nonce: nonce, rt: rt, log: log, dir: bundle.Dir{State: boot.GetStateDir(), Root: boot.GetDir()},
+		reap: newReaper(), end: make(chan struct{}), ending: func() {}, change: 1, changed: make(chan struct{}),
+		phase: shimv1.Phase_PHASE_EMPTY, run: boot.GetRun(), execs: map[string]*process{},
+	}
+	if p := boot.GetLog().GetPath(); p != "" {
+		s.out = logfile.NewWriter(p, logfile.Limits{MaxBytes: boot.GetLog().GetMaxBytes(), MaxFiles: int(boot.GetLog().GetMaxFiles())},
+			func(err error) { log.Error("the container's output cannot be written to its log", "err", err) })
+	}
+	s.exits.dir = s.dir
+	s.init = newProcess("", newOutputs(s.out), boot.GetStdinOnce(), s.reap, &s.stays)
+	return s
+}
+
+// set changes the state and tells those who wait for that.
+func (s *shim) set(change func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.setLocked(change)
+}
+
+func (s *shim) setLocked(change func()) {
+	change()
+	s.change++
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+func (s *shim) runNow() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.run
+}
+
+func (s *shim) phaseNow() shimv1.Phase {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.phase
+}
+
+// state is what State answers, and what is closed when it is old.
+func (s *shim) state() (*shimv1.StateResponse, <-chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := &shimv1.StateResponse{
+		Change: s.change, Phase: s.phase, Run: s.run, Restarts: s.restarts, Exit: s.exit, Message: s.message,
+	}
+	if s.phase != shimv1.Phase_PHASE_EXITED && s.phase != shimv1.Phase_PHASE_WAITING && s.phase != shimv1.Phase_PHASE_EMPTY {
+		r.Pid = uint32(s.init.pid()) //nolint:gosec // a pid
+	}
+	if t := s.init.since(); !t.IsZero() {
+		r.StartedAt = timestamppb.New(t)
+	}
+	return r, s.changed
+}
+
+func (p *process) since() time.Time {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.began
+}
+
+// bounded is a context for what must not be cut short because whoever asked for it went away.
+func bounded(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(context.WithoutCancel(ctx), makeTime,
+		fmt.Errorf("not done within %v: %w", makeTime, context.DeadlineExceeded))
+}
+
+// create makes the container and its init process.
+func (s *shim) create(ctx context.Context) (pid int, err error) {
+	s.op.Lock()
+	defer s.op.Unlock()
+	switch s.phaseNow() {
+	case shimv1.Phase_PHASE_EMPTY:
+	case shimv1.Phase_PHASE_CREATED: // whoever asked did not hear the answer
+		return s.init.pid(), nil
+	default:
+		return 0, fmt.Errorf("the container is created already: %w", errdefs.ErrFailedPrecondition)
+	}
+	ctx, cancel := bounded(ctx)
+	defer cancel()
+	if err := s.make(ctx); err != nil {
+		return 0, err
+	}
+	s.set(func() { s.phase = shimv1.Phase_PHASE_CREATED })
+	return s.init.pid(), nil
+}
+
+// make makes the container of a run. What it made before it failed is gone when it returns.
+func (s *shim) make(ctx context.Context) error {
+	c, err := s.config()
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.shared = !ownPids(c.Spec)
+	s.mu.Unlock()
+	s.init.out.newRun()
+	var made runtime.Container
+	err = s.init.make(c.Spec.Process.Terminal, s.boot.GetOpenStdin(), func(io runtime.Stdio) (_ runtime.Process, err error) {
+		c.Stdio = io
+		if made, err = s.rt.Create(ctx, c); err != nil {
+			return nil, err
+		}
+		return made.Init(), nil
+	})
+	if err != nil && made != nil {
+		return errors.Join(err, made.Delete(ctx))
+	}
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.c = made
+	return nil
+}
+
+// made is the container of the run.
+func (s *shim) made() (runtime.Container, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.c == nil {
+		return nil, fmt.Errorf("there is no container: %w", errdefs.ErrFailedPrecondition)
+	}
+	return s.c, nil
+}
+
+// unmake deletes the container of a run, if there is one.
+func (s *shim) unmake(ctx context.Context) error {
+	c, err := s.made()
+	if err != nil {
+		return nil //nolint:nilerr // nothing to do
+	}
+	if err := c.Delete(ctx); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.c = nil
+	return nil
+}
+
+// maxConfig bounds config.json and the seccomp filter, in bytes.
+const maxConfig = 16 << 20
+
+// config is what boot and config.json say, for the runtime.
+func (s *shim) config() (*runtime.Config, error) {
+	raw, err := readBounded(s.dir.Config())
+	if err != nil {
+		return nil, fmt.Errorf("config.json: %w", err)
+	}
+	spec := &specs.Spec{}
+	if err := json.Unmarshal(raw, spec); err != nil {
+		return nil, fmt.Errorf("config.json: %w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	if spec.Process == nil || spec.Linux == nil {
+		return nil, fmt.Errorf("config.json: no process, or nothing for linux: %w", errdefs.ErrInvalidArgument)
+	}
+	c := &runtime.Config{
+		ID: s.boot.GetContainerId(), Bundle: s.dir.Root, Spec: spec, User: s.boot.GetUser(), NetNS: s.boot.GetNetns(),
+		Init: s.boot.GetInit(), Warn: s.log.Warn,
+	}
+	for _, m := range s.boot.GetRootfs() {
+		c.Rootfs = append(c.Rootfs, runtime.Mount{Type: m.GetType(), Source: m.GetSource(), Target: m.GetTarget(), Options: m.GetOptions()})
+	}
+	if p := s.boot.GetSeccomp(); p != "" {
+		if c.Seccomp, err = readBounded(p); err != nil {
+			return nil, fmt.Errorf("seccomp filter: %w", err)
+		}
+	}
+	return c, nil
+}
+
+func readBounded(path string) ([]byte, error) {
+	st, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if st.Size() > maxConfig || !st.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s: %v of %d bytes: %w", path, st.Mode().Type(), st.Size(), errdefs.ErrInvalidArgument)
+	}
+	return os.ReadFile(path) //nolint:gosec // the daemon names it
+}
+
+// ownPids reports whether the container has a pid namespace of its own, so that all of it dies with init.
+func ownPids(spec *specs.Spec) bool {
+	for _, n := range spec.Linux.Namespaces {
+		if n.Type == specs.PIDNamespace {
+			return n.Path == ""
+		}
+	}
+	return false
+}
+
+// start lets init go.
+func (s *shim) start(ctx context.Context) (pid int, err error) {
+	s.op.Lock()
+	defer s.op.Unlock()
+	if ph := s.phaseNow(); ph != shimv1.Phase_PHASE_CREATED {
+		return 0, fmt.Errorf("the container is not created, or has been started: %w", errdefs.ErrFailedPrecondition)
+	}
+	ctx, cancel := bounded(ctx)
+	defer cancel()
+	if pid, err = s.launch(ctx); err != nil {
+		s.mu.Lock()
+		s.stopped = true // whoever asked knows: it is theirs to try again
+		s.mu.Unlock()
+		s.over(s.unstarted(err), err.Error())
+	}
+	return pid, err
+}
+
+// launch starts the init process that make made. If it cannot, the run is for the caller to end.
+func (s *shim) launch(ctx context.Context) (pid int, err error) {
+	pid = s.init.pid()
+	if err := s.introduce(s.runNow()); err != nil { // before: a run that began must not be forgotten
+		return 0, err
+	}
+	if err := s.init.start(ctx); err != nil {
+		return 0, err
+	}
+	s.set(func() { s.phase, s.message = shimv1.Phase_PHASE_RUNNING, "" })
+	s.work.Go(func() {
+		x, err := s.init.wait()
+		if err != nil {
+			s.log.Error("how the container ended is not known", "err", err)
+		}
+		s.over(x, "")
+	})
+	return pid, nil
+}
+
+// unstarted is the exit of a run that came to nothing.
+func (s *shim) unstarted(err error) *typesv1.Exit {
+	x := &typesv1.Exit{Code: 128, Reason: reasonStart, At: timestamppb.Now()}
+	switch code := runtime.ExitCode(err); code {
+	case 126, 127:
+		x.Code = uint32(code) //nolint:gosec // one of two
+	}
+	return x
+}
+
+// over is the end of a run: what it wrote is read, how it ended is recorded, and then it is told.
+func (s *shim) over(x *typesv1.Exit, message string) {
+	ctx, cancel := bounded(context.Background())
+	defer cancel()
+	s.mu.Lock()
+	x.Run = s.run
+	shared := s.shared
+	s.mu.Unlock()
+	if shared {
+		if err := s.killAll(ctx, unix.SIGKILL); err != nil {
+			s.log.Error("processes that outlived init were not killed", "err", err)
+		}
+	}
+	s.afterExecs()
+	s.init.drain(true)
+	if s.init.perhapsOOM(x) && s.oomKills(ctx) > 0 {
+		x.Reason = reasonOOM
+	}
+	s.record(x)
+	ran := time.Duration(0)
+	if began := s.init.since(); !began.IsZero() {
+		ran = x.GetAt().AsTime().Sub(began)
+	}
+	s.init.drop()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if again(s.boot.GetRestart(), x.GetCode(), s.restarts, s.stopped) {
+		s.delay = backoff(s.delay, ran)
+		s.setLocked(func() { s.phase, s.exit, s.message = shimv1.Phase_PHASE_WAITING, x, message })
+		s.timer = time.AfterFunc(s.delay, s.rerun)
+		return
+	}
+	s.finalLocked(x, message)
+}
+
+// finalLocked is called with mu held, once, when init will not run again.
+func (s *shim) finalLocked(x *typesv1.Exit, message string) {
+	s.init.end(x)
+	s.setLocked(func() { s.phase, s.exit, s.message = shimv1.Phase_PHASE_EXITED, x, message })
+}
+
+// record writes an exit where a power cut does not reach it. If that is not possible the exit is
+// told nevertheless: a daemon that lives writes it down itself.
+func (s *shim) record(x *typesv1.Exit) {
+	err := s.exits.append(bundle.Exit{
+		Code: x.GetCode(), At: x.GetAt().AsTime(), StartedAt: startedAt(x), Reason: x.GetReason(), Run: x.GetRun(), Signal: x.GetSignal(),
+	})
+	if err != nil {
+		s.log.Error("an exit was not recorded", "run", x.GetRun(), "code", x.GetCode(), "err", err)
+	}
+}
+
+// exits is the record of exits, opened when it can be.
+type exits struct {
+	dir bundle.Dir
+
+	mu sync.Mutex
+	f  *bundle.Exits
+}
+
+func (e *exits) open() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.openLocked()
+}
+
+func (e *exits) openLocked() (err error) {
+	if e.f == nil {
+		e.f, err = e.dir.OpenExits()
+	}
+	return err
+}
+
+func (e *exits) append(x bundle.Exit) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if err := e.openLocked(); err != nil {
+		return err
+	}
+	return e.f.Append(x)
+}
+
+func startedAt(x *typesv1.Exit) time.Time {
+	if x.GetStartedAt() == nil {
+		return time.Time{}
+	}
+	return x.GetStartedAt().AsTime()
+}
+
+func (s *shim) oomKills(ctx context.Context) uint64 {
+	c, err := s.made()
+	if err != nil {
+		return 0
+	}
+	st, err := c.Stats(ctx)
+	if err != nil {
+		s.log.Warn("whether memory ran out is not known", "err", err)
+	}
+	return st.OOMKills
+}
+
+// afterExecs waits, for a bounded time, until the ends of the other processes are told: they ended
+// before, or with, init.
+func (s *shim) afterExecs() {
+	s.mu.Lock()
+	var running []*process
+	for _, p := range s.execs {
+		if p.ended() == nil {
+			running = append(running, p)
+		}
+	}
+	s.mu.Unlock()
+	t := time.NewTimer(drainTime)
+	defer t.Stop()
+	for _, p := range running {
+		if p.since().IsZero() {
+			s.abandon(p)
+		}
+		select {
+		case <-p.done:
+		case <-t.C:
+			return
+		}
+	}
+}
+
+// rerun begins the next run, because the policy says so.
+func (s *shim) rerun() {
+	s.op.Lock()
+	defer s.op.Unlock()
+	ctx, cancel := bounded(context.Background())
+	defer cancel()
+	if !s.waiting() {
+		return
+	}
+	err := s.unmake(ctx)
+	if err == nil {
+		err = s.make(ctx)
+	}
+	s.mu.Lock()
+	if s.phase != shimv1.Phase_PHASE_WAITING || s.stopped {
+		x, message := s.exit, s.message
+		if err == nil {
+			s.init.drop()
+		}
+		s.finalLocked(x, message)
+		s.mu.Unlock()
+		return
+	}
+	s.run++
+	s.restarts++
+	s.mu.Unlock()
+	if err == nil {
+		_, err = s.launch(ctx)
+	}
+	if err != nil {
+		s.log.Warn("the container could not be started again", "err", err)
+		s.over(s.unstarted(err), err.Error())
+		return
+	}
+	s.mu.Lock()
+	stopped, sig := s.stopped, s.stopSig
+	s.mu.Unlock()
+	if stopped { // between the last look and the start
+		_ = s.init.signal(sig)
+	}
+}
+
+// waiting reports whether a next run is due. If the user stopped it meanwhile, there is none.
+func (s *shim) waiting() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.phase != shimv1.Phase_PHASE_WAITING {
+		return false
+	}
+	if s.stopped {
+		s.finalLocked(s.exit, s.message)
+		return false
+	}
+	s.timer = nil // too late to stop it
+	return true
+}
+
+// kill signals init.
+func (s *shim) kill(ctx context.Context, sig unix.Signal, all, last bool) error {
+	s.mu.Lock()
+	if last {
+		s.stopped, s.stopSig = true, sig
+		if s.phase == shimv1.Phase_PHASE_WAITING {
+			if s.timer != nil && s.timer.Stop() {
+				s.finalLocked(s.exit, s.message)
+			}
+			s.mu.Unlock()
+			return nil
+		}
+	}
+	phase := s.phase
+	s.mu.Unlock()
+	if phase == shimv1.Phase_PHASE_PAUSED && sig == unix.SIGKILL {
+		all = true // what is frozen does not die of a signal
+	}
+	if !all {
+		return s.init.signal(sig)
+	}
+	return s.killAll(ctx, sig)
+}
+
+// killAll signals every process of the container.
+func (s *shim) killAll(ctx context.Context, sig unix.Signal) error {
+	c, err := s.made()
+	if err != nil {
+		return err
+	}
+	if sig == unix.SIGKILL {
+		s.markKilled()
+	}
+	return c.Kill(ctx, sig)
+}
+
+func (s *shim) markKilled() {
+	s.init.markKilled()
+	for _, p := range s.running() {
+		p.markKilled()
+	}
+}
+
+// running are the other processes that have not ended.
+func (s *shim) running() (ps []*process) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, p := range s.execs {
+		if p.ended() == nil {
+			ps = append(ps, p)
+		}
+	}
+	return ps
+}
+
+// freeze pauses or resumes.
+func (s *shim) freeze(ctx context.Context, from, to shimv1.Phase, act func(runtime.Container, context.Context) error) error {
+	s.op.Lock()
+	defer s.op.Unlock()
+	switch s.phaseNow() {
+	case to:
+		return nil
+	case from:
+	default:
+		return fmt.Errorf("the container does not run: %w", errdefs.ErrFailedPrecondition)
+	}
+	c, err := s.made()
+	if err != nil {
+		return err
+	}
+	if err := act(c, ctx); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.phase == from { // it may have ended
+		s.setLocked(func() { s.phase = to })
+	}
+	return nil
+}
+
+// remove undoes create.
+func (s *shim) remove(ctx context.Context) (*typesv1.Exit, error) {
+	s.op.Lock()
+	defer s.op.Unlock()
+	switch s.phaseNow() {
+	case shimv1.Phase_PHASE_EMPTY, shimv1.Phase_PHASE_EXITED:
+	case shimv1.Phase_PHASE_CREATED:
+		s.init.drop()
+	default:
+		return nil, fmt.Errorf("the container runs: %w", errdefs.ErrFailedPrecondition)
+	}
+	ctx, cancel := bounded(ctx)
+	defer cancel()
+	if err := s.unmake(ctx); err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.phase == shimv1.Phase_PHASE_CREATED {
+		s.setLocked(func() { s.phase = shimv1.Phase_PHASE_EMPTY })
+	}
+	return s.exit, nil
+}
