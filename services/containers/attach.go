@@ -78,9 +78,9 @@ func (s *Service) Attach(ctx context.Context, start *containersv1.AttachStart, c
 	if err != nil {
 		return err
 	}
-	streams, err := shim.IO(ctx, "", start.GetReplay())
+	streams, err := join(ctx, shim, start, start.GetReplay())
 	if err != nil {
-		return rpc.FromTTRPC(err)
+		return err
 	}
 	if err := client.Ready(); err != nil {
 		return errors.Join(err, streams.Close())
@@ -119,14 +119,24 @@ func (s *Service) await(ctx context.Context, k *keeper, start *containersv1.Atta
 			}
 		}
 	}
-	streams, err := shim.IO(ctx, "", true)
+	streams, err := join(ctx, shim, start, true)
 	if j != nil {
 		j.joined()
 	}
 	if err != nil {
-		return rpc.FromTTRPC(err)
+		return err
 	}
 	return s.attached(ctx, k, streams, start, client)
+}
+
+// join joins init's streams. Whoever only looks does not end its stdin by leaving.
+func join(ctx context.Context, shim supervise.Shim, start *containersv1.AttachStart, replay bool) (streams supervise.IO, err error) {
+	if start.GetNoStdin() {
+		streams, err = supervise.Watch(ctx, shim, "", replay)
+	} else {
+		streams, err = shim.IO(ctx, "", replay)
+	}
+	return streams, rpc.FromTTRPC(err)
 }
 
 // attached passes everything on until the end.

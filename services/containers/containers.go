@@ -126,6 +126,9 @@ type Config struct {
 	Host        ocispec.Host      // where resolv.conf and hosts are taken from; zero means the usual places
 	BootID      string            // of this boot; "" means what the kernel says
 	Log         *slog.Logger      // nil means the default
+	// LogLimits is what is kept of the output of containers whose users do not say: bytes of one
+	// segment, and segments. nil, or zeros, mean 10 MiB and 3.
+	LogLimits func() (bytes int64, files uint32)
 	// Seccomp returns the path of the compiled filter; nil, or "", means none.
 	Seccomp func(ctx context.Context) (string, error)
 }

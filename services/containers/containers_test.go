@@ -16,6 +16,7 @@ import (
 
 	"github.com/gantryd/gantry/internal/rpc"
 	containersv1 "github.com/gantryd/gantry/proto/gantry/containers/v1"
+	shimv1 "github.com/gantryd/gantry/proto/gantry/shim/v1"
 	typesv1 "github.com/gantryd/gantry/proto/gantry/types/v1"
 )
 
@@ -694,5 +695,28 @@ func TestUntilEnds(t *testing.T) {
 	w.Service.Close()
 	if err := <-done; !errdefs.IsUnavailable(err) {
 		t.Error(err)
+	}
+}
+
+func TestLogLimits(t *testing.T) {
+	for _, tc := range []struct {
+		user, daemon *containersv1.LogOptions
+		bytes        int64
+		files        uint32
+	}{
+		{nil, nil, logBytes, logFiles},
+		{&containersv1.LogOptions{MaxBytes: -1}, nil, -1, logFiles},
+		{nil, &containersv1.LogOptions{MaxBytes: 5, MaxFiles: 6}, 5, 6},
+		{nil, &containersv1.LogOptions{}, logBytes, logFiles},
+		{&containersv1.LogOptions{MaxFiles: 9}, &containersv1.LogOptions{MaxBytes: 5, MaxFiles: 6}, 5, 9},
+	} {
+		s := &Service{}
+		if tc.daemon != nil {
+			s.LogLimits = func() (int64, uint32) { return tc.daemon.GetMaxBytes(), tc.daemon.GetMaxFiles() }
+		}
+		sink := &shimv1.LogSink{MaxBytes: tc.user.GetMaxBytes(), MaxFiles: tc.user.GetMaxFiles()}
+		if s.bound(sink); sink.GetMaxBytes() != tc.bytes || sink.GetMaxFiles() != tc.files {
+			t.Errorf("%v, %v: %v", tc.user, tc.daemon, sink)
+		}
 	}
 }

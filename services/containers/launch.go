@@ -278,12 +278,7 @@ func (l *launch) message(ctx context.Context, rootfs []*typesv1.Mount) (*shimv1.
 		User: ocispec.User(l.c), Init: spec.GetInit(), OpenStdin: spec.GetOpenStdin(), StdinOnce: spec.GetStdinOnce(),
 		Log: &shimv1.LogSink{Path: l.s.state(id).Log(), MaxBytes: spec.GetLog().GetMaxBytes(), MaxFiles: spec.GetLog().GetMaxFiles()},
 	}
-	if b.Log.MaxBytes == 0 {
-		b.Log.MaxBytes = logBytes
-	}
-	if b.Log.MaxFiles == 0 {
-		b.Log.MaxFiles = logFiles
-	}
+	l.s.bound(b.GetLog())
 	switch p := spec.GetRestart(); p.GetWhen() {
 	case containersv1.RestartPolicy_WHEN_FAILED:
 		b.Restart = &shimv1.Restart{OnFailure: true, MaxAttempts: p.GetMaxAttempts()}
@@ -297,6 +292,24 @@ func (l *launch) message(ctx context.Context, rootfs []*typesv1.Mount) (*shimv1.
 		}
 	}
 	return b, nil
+}
+
+// bound fills in how much of a log is kept.
+func (s *Service) bound(log *shimv1.LogSink) {
+	size, files := int64(0), uint32(0)
+	if s.LogLimits != nil {
+		size, files = s.LogLimits()
+	}
+	for _, n := range []int64{size, logBytes} {
+		if log.MaxBytes == 0 {
+			log.MaxBytes = n
+		}
+	}
+	for _, n := range []uint32{files, logFiles} {
+		if log.MaxFiles == 0 {
+			log.MaxFiles = n
+		}
+	}
 }
 
 // hosts adds the addresses to /etc/hosts, before anything in the container can read it.

@@ -159,12 +159,12 @@ func (s *Service) Kill(ctx context.Context, ref, name string) (err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, shimTime, errShimTime)
 	defer cancel()
 	if _, err := shim.Kill(ctx, &shimv1.KillRequest{Signal: sig, Last: last}); err != nil {
-		return rpc.FromTTRPC(err)
+		if err = rpc.FromTTRPC(err); errdefs.IsNotFound(err) { // it ended meanwhile
+			return notRunning(c)
+		}
+		return err
 	}
-	if sig == uint32(syscall.SIGKILL) && c.GetStatus().GetPhase() == containersv1.Phase_PHASE_PAUSED { // frozen, it could not die
-		_, err = shim.Resume(ctx, &shimv1.ResumeRequest{})
-	}
-	return rpc.FromTTRPC(err)
+	return nil
 }
 
 func notRunning(c *containersv1.Container) error {
