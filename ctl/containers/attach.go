@@ -88,7 +88,12 @@ func openAttach(ctx context.Context, env *cli.Env, start *containersv1.AttachSta
 	}
 	if start.GetAwait() {
 		// The header comes once this client is registered: what is started then, it sees from byte one.
-		if _, err := stream.Header(); err != nil {
+		// None, and no error: the stream is over, and Recv says why.
+		header, err := stream.Header()
+		if err == nil && header == nil {
+			_, err = stream.Recv()
+		}
+		if err != nil {
 			return nil, err
 		}
 	}

@@ -208,6 +208,7 @@ func (c cond) code(a abi) code {
 		if c.op == specs.OpLessEqual {
 			low[0].Code = ifGt
 		}
+	default: // OpMaskedEqual, above
 	}
 	low = append(code{{Code: load, K: lo}}, low...)
 	if a.narrow() {
