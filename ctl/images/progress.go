@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"github.com/vbauerster/mpb/v8"
@@ -25,7 +26,7 @@ type progress struct {
 
 // line is what is known of one layer.
 type line struct {
-	verb string
+	verb atomic.Value // string; the bar's own goroutine reads it
 	bar  *mpb.Bar
 }
 
@@ -46,8 +47,7 @@ func (p *progress) update(m *typesv1.Progress) {
 		l = &line{}
 		p.lines[m.GetId()] = l
 	}
-	changed := l.verb != m.GetVerb()
-	l.verb = m.GetVerb()
+	changed := l.verb.Swap(m.GetVerb()) != any(m.GetVerb())
 	if p.bars == nil || m.GetId() == "" {
 		if changed && p.bars == nil {
 			_, _ = fmt.Fprintln(p.out, text(m))
@@ -55,8 +55,9 @@ func (p *progress) update(m *typesv1.Progress) {
 		return
 	}
 	if l.bar == nil {
-		l.bar = p.bars.New(m.GetTotal(), mpb.BarStyle().Lbound("[").Filler("=").Tip(">").Padding(" ").Rbound("]"),
-			mpb.PrependDecorators(decor.Name(m.GetId()+" ", decor.WCSyncSpaceR), decor.Any(func(decor.Statistics) string { return stage(l.verb) }, decor.WCSyncSpaceR)),
+		// Without a total here: a bar that begins with one cannot be given another, nor be ended before it.
+		l.bar = p.bars.New(0, mpb.BarStyle().Lbound("[").Filler("=").Tip(">").Padding(" ").Rbound("]"),
+			mpb.PrependDecorators(decor.Name(m.GetId()+" ", decor.WCSyncSpaceR), decor.Any(func(decor.Statistics) string { return stage(l.verb.Load().(string)) }, decor.WCSyncSpaceR)),
 			mpb.AppendDecorators(decor.CountersKiloByte("% .1f / % .1f"), decor.Name(" "), decor.AverageSpeed(decor.SizeB1000(0), "% .1f")))
 	}
 	if m.GetTotal() > 0 {
