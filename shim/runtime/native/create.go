@@ -1,0 +1,360 @@
+package native
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"strings"
+	"unsafe"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/gantryd/gantry/internal/cgroup"
+	"github.com/gantryd/gantry/shim/runtime"
+)
+
+// create does what Create says, with everything undone if it fails.
+func (r *Runtime) create(ctx context.Context, cfg *runtime.Config) (_ *container, err error) {
+	b := &builder{bundle: cfg.Bundle, warn: r.warner(cfg), root: -1, devpts: -1}
+	defer b.open.close()
+	ns, err := readNamespaces(cfg, &b.open)
+	if err != nil {
+		return nil, err
+	}
+	if cfg.Init && ns.clone&unix.CLONE_NEWPID == 0 {
+		return nil, invalid("an init needs a process namespace of the container's own")
+	}
+	if err := ns.sysctls(cfg.Spec.Linux.Sysctl); err != nil {
+		return nil, err
+	}
+	p, err := r.self.prepare(cfg.Spec.Process, cfg.Seccomp, cfg.Spec.Linux.Seccomp, b.warn)
+	if err != nil {
+		return nil, err
+	}
+	c := &container{id: cfg.ID, self: r.self, filter: p.filter, flags: p.flags, warn: b.warn, devpts: -1, root: -1}
+	defer func() {
+		if err != nil {
+			c.release()
+		}
+	}()
+	if c.group, err = r.cgroup(cfg); err != nil {
+		return nil, err
+	}
+	b.group = c.group
+	if c.root, err = b.rootfs(cfg); err != nil {
+		return nil, err
+	}
+	control, theirs, err := newControl()
+	if err != nil {
+		return nil, err
+	}
+	p.control, b.controlFD = theirs, theirs
+	defer b.closeControl()
+	defer func() {
+		if err != nil {
+			control.close()
+		}
+	}()
+	entrance, err := c.group.Enter()
+	if err != nil {
+		return nil, err
+	}
+	defer entrance.Close()
+	var term *os.File
+	if term, err = b.write(cfg, ns, p, entrance); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil && term != nil {
+			_ = term.Close()
+		}
+	}()
+	if b.devpts >= 0 {
+		if c.devpts, err = unix.FcntlInt(uintptr(b.devpts), unix.F_DUPFD_CLOEXEC, 0); err != nil {
+			return nil, err
+		}
+	}
+	c.init, err = c.launch(ctx, &b.program, ns.clone, entrance, control, term, ns.pid)
+	if err != nil {
+		return nil, err
+	}
+	c.init.command = cfg.Spec.Process.Args[0]
+	c.init.paths, c.init.cwd = p.paths, cfg.Spec.Process.Cwd
+	return c, nil
+}
+
+// cgroup makes the container's cgroup with its limits.
+func (r *Runtime) cgroup(cfg *runtime.Config) (*cgroup.Group, error) {
+	where := cfg.Spec.Linux.CgroupsPath
+	if !strings.HasPrefix(where, "/") {
+		where = "/" + where
+	}
+	g, err := cgroup.Open(where)
+	if err != nil {
+		return nil, err
+	}
+	if err := g.Create(); err != nil {
+		return g, err
+	}
+	if res := cfg.Spec.Linux.Resources; res != nil {
+		if err := g.Limit(res); err != nil {
+			return g, err
+		}
+		if err := g.Devices(res.Devices); err != nil {
+			return g, err
+		}
+	}
+	return g, nil
+}
+
+// write makes what the parent can make, and the program for the rest.
+func (b *builder) write(cfg *runtime.Config, ns *namespaces, p *process, e *cgroup.Entrance) (*os.File, error) {
+	s := cfg.Spec
+	if err := b.oomScore(s.Process.OOMScoreAdj); err != nil {
+		return nil, err
+	}
+	b.enter(e)
+	b.join(ns)
+	b.enterRoot()
+	b.nullDevice()
+	if err := b.filesystems(cfg); err != nil {
+		return nil, err
+	}
+	var err error
+	if p.user, err = lookup(cfg.User, s.Process.User, b.read); err != nil {
+		return nil, err
+	}
+	if err := p.environment(); err != nil {
+		return nil, err
+	}
+	// As Docker: a working directory that is not there is made. If it cannot be, the child says why.
+	if dir, err := b.make(s.Process.Cwd, true); err == nil {
+		dir.close()
+	}
+	var term *os.File
+	if p.tty {
+		if term, err = b.terminal(p); err != nil {
+			return nil, err
+		}
+		if err = b.console(p.stdio[0]); err != nil {
+			return term, errors.Join(err, term.Close())
+		}
+	} else if err = p.streams(cfg.Stdio, &b.open); err != nil {
+		return nil, err
+	}
+	if err := b.finish(cfg, ns, p); err != nil {
+		if term != nil {
+			_ = term.Close()
+		}
+		return nil, err
+	}
+	return term, nil
+}
+
+// filesystems are all mounts, and /dev.
+func (b *builder) filesystems(cfg *runtime.Config) error {
+	s := cfg.Spec
+	if len(cfg.Rootfs) > 1 {
+		if err := b.rest(cfg.Rootfs[1:]); err != nil {
+			return err
+		}
+	}
+	boundDev, populated := false, false
+	for _, m := range s.Mounts {
+		dest := path.Clean(m.Destination)
+		if !populated && strings.HasPrefix(dest, "/dev/") {
+			// Whatever is mounted below /dev finds it as it will be.
+			populated = true
+			if err := b.populateDev(boundDev); err != nil {
+				return err
+			}
+		}
+		if err := b.mount(m); err != nil {
+			return fmt.Errorf("mount %s: %w", m.Destination, err)
+		}
+		if dest == "/dev" {
+			boundDev, populated = m.Type != "tmpfs", false
+		}
+	}
+	if !populated {
+		if err := b.populateDev(boundDev); err != nil {
+			return err
+		}
+	}
+	for _, d := range s.Linux.Devices {
+		if err := b.device(d); err != nil {
+			return fmt.Errorf("make device %s: %w", d.Path, err)
+		}
+	}
+	return nil
+}
+
+// finish writes the second half of the program, and closes the root filesystem for writing if it is read-only.
+func (b *builder) finish(cfg *runtime.Config, ns *namespaces, p *process) (err error) {
+	s := cfg.Spec
+	b.sysctl(s.Linux.Sysctl)
+	if err := b.mask(s.Linux.MaskedPaths); err != nil {
+		return err
+	}
+	if err := b.readOnly(s.Linux.ReadonlyPaths); err != nil {
+		return err
+	}
+	b.pivot(rootPropagation[s.Linux.RootfsPropagation])
+	if err := b.names(s.Hostname, s.Domainname, ns); err != nil {
+		return err
+	}
+	if s.Root != nil && s.Root.Readonly {
+		if err := unix.MountSetattr(b.root, "", unix.AT_EMPTY_PATH, attr(unix.MOUNT_ATTR_RDONLY, 0)); err != nil {
+			return fmt.Errorf("make root filesystem read-only: %w", err)
+		}
+	}
+	if cfg.Init {
+		if p.init, err = initFile(); err != nil {
+			return err
+		}
+		b.open.add(p.init)
+	}
+	b.arrange(p, p.init)
+	if ns.pid {
+		b.forkInto()
+	}
+	if cfg.Init {
+		b.forkInit()
+	}
+	b.only(cfg.Init, func() { b.session(p) })
+	b.confine(p, whoamiNow())
+	if cfg.Init {
+		b.beInit()
+	}
+	b.execute(p)
+	return nil
+}
+
+// enter has the child put itself into the cgroup's v1 directories: with one thread that is cheap.
+func (p *program) enter(e *cgroup.Entrance) {
+	p.say("enter cgroup")
+	zero := p.bytes([]byte("0"))
+	for _, f := range e.Tasks {
+		p.add(unix.SYS_WRITE, f.Fd(), zero, 1)
+	}
+}
+
+func (b *builder) join(ns *namespaces) {
+	for _, j := range ns.joins {
+		b.say("join namespace %s", j.path)
+		b.add(unix.SYS_SETNS, uintptr(j.fd), uintptr(j.kind))
+	}
+	if ns.newCgroup {
+		b.say("make cgroup namespace")
+		b.add(unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP)
+	}
+	if ns.newNet {
+		b.say("bring lo up")
+		req := new([40]byte) // struct ifreq (netdevice(7))
+		copy(req[:], "lo")
+		*(*uint16)(unsafe.Pointer(&req[16])) = unix.IFF_UP | unix.IFF_RUNNING
+		b.add(unix.SYS_SOCKET, unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0).into(regScratch)
+		b.add(unix.SYS_IOCTL, regScratch, unix.SIOCSIFFLAGS, hold(&b.program, req)).ref(0)
+		b.add(unix.SYS_CLOSE, regScratch).ref(0)
+	}
+}
+
+func (b *builder) names(host, domain string, ns *namespaces) error {
+	for _, n := range []struct {
+		nr   uintptr
+		what string
+		name string
+	}{{unix.SYS_SETHOSTNAME, "hostname", host}, {unix.SYS_SETDOMAINNAME, "domainname", domain}} {
+		if n.name == "" {
+			continue
+		}
+		if !ns.has["uts"] {
+			return invalid("%s %q: the container shares the host's names", n.what, n.name)
+		}
+		b.say("set %s %s", n.what, n.name)
+		b.add(n.nr, b.bytes([]byte(n.name)), uintptr(len(n.name)))
+	}
+	return nil
+}
+
+// procMagic is procfs's filesystem type (statfs(2)).
+const procMagic = 0x9fa0
+
+// oomScore has the child say how it is to be chosen when memory is short, while it still sees the
+// host's procfs, which is verified to be one. Only the privileged may ask to be spared.
+func (p *program) oomScore(adj *int) error {
+	if adj == nil {
+		return nil
+	}
+	if *adj < -1000 || *adj > 1000 {
+		return invalid("process.oomScoreAdj %d: it must be between -1000 and 1000", *adj)
+	}
+	p.say("set oom_score_adj to %d", *adj)
+	p.add(unix.SYS_OPENAT, at, p.str("/proc/self/oom_score_adj"), unix.O_WRONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0).into(regScratch)
+	st := new(unix.Statfs_t)
+	addr := hold(p, st)
+	p.add(unix.SYS_FSTATFS, regScratch, addr).ref(0)
+	p.addKind(kindEqual, addr+unsafe.Offsetof(st.Type), 0xffffffff, procMagic, uintptr(unix.EXDEV))
+	v := fmt.Append(nil, *adj)
+	p.add(unix.SYS_WRITE, regScratch, p.bytes(v), uintptr(len(v))).ref(0).ok(unix.EACCES, unix.EPERM)
+	p.add(unix.SYS_CLOSE, regScratch).ref(0)
+	return nil
+}
+
+// launch clones the child and waits until it is ready to start. forks says that the child makes
+// another, which is the process, and ends.
+func (c *container) launch(ctx context.Context, p *program, flags uint64, e *cgroup.Entrance, ctl *control, term *os.File, forks bool) (*process1, error) {
+	dir := -1
+	if e.Dir != nil {
+		dir = int(e.Dir.Fd())
+	}
+	first, err := spawn(p, flags, dir, p.controlFD)
+	p.closeControl() // or its end, when the child dies, would not be seen
+	if err != nil {
+		return nil, fmt.Errorf("clone: %w", err)
+	}
+	return c.await(ctx, p, first, ctl, term, forks)
+}
+
+func (p *program) closeControl() {
+	if p.controlFD >= 0 {
+		_ = unix.Close(p.controlFD)
+		p.controlFD = -1
+	}
+}
+
+func (c *container) await(ctx context.Context, p *program, first child, ctl *control, term *os.File, forks bool) (*process1, error) {
+	now := first
+	for {
+		rec, fd, err := ctl.next(ctx)
+		switch {
+		case err == nil && rec.index == forked && fd >= 0 && forks:
+			reap(first)
+			_ = unix.Close(first.pidfd)
+			now = child{pid: int(int32(rec.more)), pidfd: fd}
+			continue
+		case err == nil && rec.index == ready:
+			return &process1{c: c, child: now, file: os.NewFile(uintptr(now.pidfd), "pidfd"), control: ctl, term: term, program: p}, nil
+		case err == nil:
+			err = p.failed(rec)
+		case errors.Is(err, io.EOF):
+			err = fmt.Errorf("the process was killed before it was ready: does its seccomp profile allow read, write and execve, and is there memory? %w", errdefs.ErrFailedPrecondition)
+		}
+		now.destroy()
+		return nil, err
+	}
+}
+
+// failed is the error that a record stands for.
+func (p *program) failed(rec record) error {
+	if rec.index < 0 || rec.index >= int64(len(p.steps)) {
+		return fmt.Errorf("the child said %d: %w", rec.index, errdefs.ErrInternal)
+	}
+	return &stepError{step: p.steps[rec.index], errno: unix.Errno(rec.errno)}
+}
+
+func whoamiNow() identity { id, _ := whoami(); return id }

@@ -1,0 +1,135 @@
+// Package native is the runtime of gantry's own: namespaces, mounts by descriptor, cgroup, seccomp and
+// exec, with nothing between the shim and the kernel.
+//
+// How a container starts. The parent, ordinary Go in the shim, does everything that does not need to
+// be done inside: it mounts the root filesystem, volumes and /dev detached from any namespace (fsopen,
+// fsmount, open_tree, mount_setattr), makes mount points, device nodes and terminals through their
+// descriptors, looks the user up, and writes down what remains as a list of system calls (program).
+// clone3 then makes a child in the new namespaces that runs the list with raw system calls, tells which
+// call failed with what error, if one does, waits for a word of the parent, and executes the program.
+//
+// What it rests on, in security: no path that a container controls is resolved twice; nothing is
+// mounted over, made or read through a symbolic link that leads out (openat2); what the container
+// could have replaced is not trusted (/dev/null and procfs are the host's and a new mount); a child
+// closes every descriptor before it can be seen; the shim's executable cannot be written (Seal).
+//
+//	native.go     Runtime and Create          program.go clone.go control.go  the list, the child, the socket
+//	tree.go       paths in what is not yet mounted     rootfs.go mounts.go dev.go hide.go  filesystems
+//	user.go caps.go process.go  who it runs as, and with what    container.go exec.go  afterwards
+//	terminal.go   terminals     seal.go init.go  the shim's executable, the small init
+package native
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/gantryd/gantry/shim/runtime"
+)
+
+// Runtime makes containers from this process.
+type Runtime struct {
+	self identity
+}
+
+// identity is what this process may do, which no child of it can exceed.
+type identity struct {
+	caps    uint64 // permitted
+	bound   uint64 // in the bounding set
+	lastCap uint
+	limits  [unlimited]unix.Rlimit
+}
+
+// insecure lets tests show what a guard is for; see the tests named after CVEs.
+var insecure struct {
+	unsealed bool // CVE-2019-5736
+	keepFDs  bool // CVE-2024-21626: descriptors stay open until exec
+	cwd      bool // CVE-2024-21626: the working directory is not checked
+	null     bool // CVE-2025-31133: masks are bound from the container's /dev/null
+	follow   bool // CVE-2021-30465, CVE-2025-52565: mount points are resolved by path
+	procfs   bool // CVE-2025-52881: sysctls are written to what is mounted on /proc
+}
+
+// New is a runtime in a process that was sealed (Seal).
+func New() (*Runtime, error) {
+	if !sealed() && !insecure.unsealed {
+		return nil, fmt.Errorf("make runtime: the executable of this process can be written by whom it starts: call native.Seal first: %w", errdefs.ErrFailedPrecondition)
+	}
+	self, err := whoami()
+	if err != nil {
+		return nil, fmt.Errorf("make runtime: %w", err)
+	}
+	return &Runtime{self: self}, nil
+}
+
+// whoami reads what this process may do.
+var whoami = sync.OnceValues(func() (identity, error) {
+	var id identity
+	raw, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return id, err
+	}
+	for l := range strings.Lines(string(raw)) {
+		name, value, _ := strings.Cut(l, ":")
+		switch name {
+		case "CapPrm":
+			_, err = fmt.Sscanf(strings.TrimSpace(value), "%x", &id.caps)
+		case "CapBnd":
+			_, err = fmt.Sscanf(strings.TrimSpace(value), "%x", &id.bound)
+		}
+		if err != nil {
+			return id, fmt.Errorf("read capabilities: %w", err)
+		}
+	}
+	raw, err = os.ReadFile("/proc/sys/kernel/cap_last_cap")
+	if err != nil {
+		return id, err
+	}
+	if _, err := fmt.Sscan(string(raw), &id.lastCap); err != nil || id.lastCap > 63 {
+		return id, fmt.Errorf("read number of capabilities: %q", raw)
+	}
+	for i := range id.limits {
+		if err := unix.Getrlimit(i, &id.limits[i]); err != nil {
+			return id, fmt.Errorf("read resource limit %d: %w", i, err)
+		}
+	}
+	return id, nil
+})
+
+// files is descriptors to be closed together.
+type files []int
+
+func (f *files) add(fd int) int { *f = append(*f, fd); return fd }
+
+func (f *files) close() {
+	for _, fd := range *f {
+		_ = unix.Close(fd)
+	}
+	*f = nil
+}
+
+var _ runtime.Runtime = (*Runtime)(nil)
+
+func (r *Runtime) warner(c *runtime.Config) func(string, ...any) {
+	if c.Warn == nil {
+		return func(string, ...any) {}
+	}
+	return c.Warn
+}
+
+// Create makes a container: see runtime.Runtime.
+func (r *Runtime) Create(ctx context.Context, cfg *runtime.Config) (runtime.Container, error) {
+	if err := supported(cfg); err != nil {
+		return nil, fmt.Errorf("create container: %w", err)
+	}
+	c, err := r.create(ctx, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("create container: %w", err)
+	}
+	return c, nil
+}
