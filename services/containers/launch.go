@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -53,6 +54,21 @@ type launch struct {
 	volumes   []*typesv1.Mount
 	shim      supervise.Shim
 	pid       uint32
+	clock     clock
+}
+
+// clock notes when a launch got where, for those who want to know where the time goes.
+type clock struct {
+	began time.Time
+
+	mu    sync.Mutex
+	steps []any // names and durations, as slog takes them
+}
+
+func (c *clock) mark(step string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.steps = append(c.steps, step, time.Since(c.began))
 }
 
 // launch makes a process of a record. That the process cannot be made is written into the status
@@ -72,7 +88,7 @@ func (k *keeper) launch(ctx context.Context, c *containersv1.Container) error {
 			return k.refused(ctx, c, err)
 		}
 	}
-	l := &launch{s: k.s, k: k, c: c}
+	l := &launch{s: k.s, k: k, c: c, clock: clock{began: time.Now()}}
 	if err := l.begin(ctx); err != nil {
 		return k.refused(ctx, c, err)
 	}
@@ -119,6 +135,7 @@ func (l *launch) ownNetwork() bool {
 // act makes everything and commits. While the network driver works, the shim is started and makes
 // the container; its process waits.
 func (l *launch) act(ctx context.Context) error {
+	l.clock.mark("claimed")
 	fault.Point("containers.launch.claimed")
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -151,6 +168,7 @@ func (l *launch) act(ctx context.Context) error {
 	if err := l.start(ctx); err != nil {
 		return err
 	}
+	l.clock.mark("started")
 	fault.Point("containers.launch.started")
 	l.k.adopt(l.shim) //nolint:contextcheck // before anybody is told that it runs; it is watched for longer than this takes
 	return l.commit()
@@ -165,9 +183,11 @@ func (l *launch) join(ctx context.Context, pinned chan<- struct{}) (err error) {
 	if _, err := l.s.NetNS.Pin(l.k.id); err != nil {
 		return err
 	}
+	l.clock.mark("pinned")
 	fault.Point("containers.launch.pinned")
 	close(pinned)
 	l.endpoints, err = l.s.Networks.Join(ctx, l.op, l.c, l.netns)
+	l.clock.mark("joined")
 	return err
 }
 
@@ -182,16 +202,19 @@ func (l *launch) boot(ctx context.Context, pinned <-chan struct{}) error {
 			return err
 		}
 	}
+	l.clock.mark("mounts")
 	if err := l.bundle(); err != nil {
 		return err
 	}
 	if l.b, err = l.message(ctx, rootfs); err != nil {
 		return err
 	}
+	l.clock.mark("bundled")
 	fault.Point("containers.launch.bundled")
 	if l.shim, err = l.s.Shims.Spawn(ctx, l.s.state(l.k.id), l.b); err != nil {
 		return err
 	}
+	l.clock.mark("spawned")
 	fault.Point("containers.launch.spawned")
 	select {
 	case <-pinned:
@@ -203,6 +226,7 @@ func (l *launch) boot(ctx context.Context, pinned <-chan struct{}) error {
 		return blame(told(ctx, err), l.c.GetCommand()[0])
 	}
 	l.pid = resp.GetPid()
+	l.clock.mark("created")
 	return nil
 }
 
@@ -414,6 +438,8 @@ func (l *launch) commit() error {
 	}
 	l.k.fail(nil)
 	l.k.publish(after)
+	l.clock.mark("committed")
+	l.s.log.Debug("a container was started", append([]any{"container", l.k.id}, l.clock.steps...)...)
 	return nil
 }
 
