@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"io"
 	"net"
 	"slices"
 	"strings"
@@ -68,6 +67,7 @@ type daemon struct {
 	found   []*containersv1.Container
 	records []*containersv1.LogRecord
 	started chan struct{}
+	kills   chan string
 	once    sync.Once
 
 	mu    sync.Mutex
@@ -107,12 +107,10 @@ func (noVolumes) Get(_ context.Context, r *volumesv1.GetRequest) (*volumesv1.Get
 	return nil, status.Errorf(codes.NotFound, "get volume %s: not found", r.GetRef())
 }
 
-var kills = make(chan string, 16)
-
 // newDaemon is a daemon with one image, whose process says hello and exits.
 func newDaemon(t *testing.T) *daemon {
 	t.Helper()
-	d := &daemon{started: make(chan struct{})}
+	d := &daemon{started: make(chan struct{}), kills: make(chan string, 16)}
 	d.images = imageService{d: d, here: true}
 	d.process = func(p process) *typesv1.Exit {
 		p.out("hello\n")
@@ -216,7 +214,7 @@ func (d *daemon) Remove(_ context.Context, r *containersv1.RemoveRequest) (*cont
 
 func (d *daemon) Kill(_ context.Context, r *containersv1.KillRequest) (*containersv1.KillResponse, error) {
 	d.called("kill %.12s %s", r.GetRef(), r.GetSignal())
-	kills <- r.GetSignal()
+	d.kills <- r.GetSignal()
 	return &containersv1.KillResponse{}, nil
 }
 
@@ -307,7 +305,7 @@ func (d *daemon) serve(send func(*typesv1.ProcessOutput) error, recv func() (*ty
 			}
 			return in
 		},
-		killed: kills,
+		killed: d.kills,
 	})
 	if exit == nil {
 		return nil // a stream that ends too early
@@ -343,5 +341,3 @@ func until(t *testing.T, what string, cond func() bool) {
 		}
 	}
 }
-
-var _ io.Writer = (*buffer)(nil)

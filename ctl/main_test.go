@@ -2,7 +2,6 @@ package main
 
 import (
 	"errors"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -10,8 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/creack/pty"
-	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -443,69 +440,4 @@ func TestPort(t *testing.T) {
 	if code := d.gantry("port", "web", "444/udp"); code != 3 || d.gantry("port", "web", "x") != 2 {
 		t.Errorf("a port that is not published: exit %d", code)
 	}
-}
-
-// TestSignals: a signal does not wait behind a stdin that the process does not read. Not parallel:
-// signals are the whole process's.
-func TestSignals(t *testing.T) {
-	d := newDaemon(t)
-	reader, writer := io.Pipe()
-	defer writer.Close()
-	d.env.In = reader
-	d.process = func(p process) *typesv1.Exit {
-		p.out("ready")
-		if sig := <-p.killed; sig != "SIGUSR1" {
-			return &typesv1.Exit{Code: 1}
-		}
-		return &typesv1.Exit{Code: 128 + uint32(unix.SIGUSR1)}
-	}
-	ended := make(chan int, 1)
-	go func() { ended <- d.gantry("run", "-i", "hello") }()
-	until(t, "the process is ready", func() bool { return d.out.String() == "ready" })
-	if err := unix.Kill(os.Getpid(), unix.SIGUSR1); err != nil {
-		t.Fatal(err)
-	}
-	if code := <-ended; code != 138 {
-		t.Errorf("exit %d: %s", code, d.err.String())
-	}
-	d.wasCalled(t, "create hello", "attach "+short+" await=true stdin=true", "start "+short, "kill "+short+" SIGUSR1")
-}
-
-// TestDetach types the detach keys at a terminal.
-func TestDetach(t *testing.T) {
-	t.Parallel()
-	master, tty, err := pty.Open()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer master.Close()
-	defer tty.Close()
-	d := newDaemon(t)
-	d.env.In = tty
-	d.process = func(p process) *typesv1.Exit {
-		p.out("ready")
-		for in := p.in(); in != nil; in = p.in() {
-			p.out(string(in.GetStdin()))
-		}
-		return &typesv1.Exit{Code: 1}
-	}
-	ended := make(chan int, 1)
-	go func() { ended <- d.gantry("run", "-it", "hello") }()
-	until(t, "the process is ready", func() bool { return d.out.String() == "ready" })
-	for _, keys := range []string{"a\x10", "b\x10", "\x11"} {
-		if _, err := master.WriteString(keys); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if code := <-ended; code != 0 {
-		t.Errorf("exit %d: %s", code, d.err.String())
-	}
-}
-
-func TestNoDaemon(t *testing.T) {
-	t.Parallel()
-	d := newDaemon(t)
-	d.env.Use(nil)
-	socket := "unix://" + filepath.Join(t.TempDir(), "none.sock")
-	d.expect(t, 7, "", "no daemon answers at "+socket, "--host", socket, "ps")
 }
