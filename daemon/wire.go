@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 
 	"google.golang.org/grpc"
 
@@ -46,11 +47,13 @@ type house struct {
 	containers *containers.Service
 	collector  *gc.Collector
 	server     *grpc.Server
+	limits     atomic.Pointer[limitsConfig] // renewed by SIGHUP
 }
 
 // build makes every part and starts none.
 func build(c *config) (h *house, err error) {
 	h = &house{config: c, netns: netns.New(filepath.Join(c.State, "netns"))}
+	h.limits.Store(&c.Limits)
 	if h.db, err = meta.Open(filepath.Join(c.Root, "gantry.db")); err != nil {
 		return nil, err
 	}
@@ -169,10 +172,18 @@ func (h *house) newContainers() (*containers.Service, error) {
 	filters := filepath.Join(c.Root, "seccomp")
 	return containers.New(containers.Config{
 		Root: c.Root, State: c.State, Instance: c.instance(), Version: version, Snapshotter: c.Snapshotter,
-		Seccomp: func(context.Context) (string, error) { return seccomp.File(filters, ocispec.Capabilities()) },
+		LogLimits: h.logLimits,
+		Seccomp:   func(context.Context) (string, error) { return seccomp.File(filters, ocispec.Capabilities()) },
 	}, containers.Parts{
 		DB: h.db, Images: h.images, Networks: h.networks, Volumes: h.volumes, Snapshots: h.snapshots, Shims: shims, NetNS: h.netns,
 	}), nil
+}
+
+// logLimits is what is kept of a container's output where its user does not say.
+func (h *house) logLimits() (bytes int64, files uint32) {
+	l := h.limits.Load()
+	n, _ := (&config{Limits: *l}).logMaxBytes() // check has looked at it
+	return n, uint32(l.LogMaxFiles)
 }
 
 // newServer registers every service.
