@@ -68,7 +68,7 @@ func TestBesideDocker(t *testing.T) {
 		t.Errorf("the way out beside dockerd: %q", out)
 	}
 	own := m.Must("inspect", "-f", "{{.NetworkSettings.IPAddress}}", "web")
-	if out := m.Must("run", "--rm", image, "wget", "-T", "5", "-qO-", "http://"+own+"/"); out != "web" {
+	if out := m.Must("run", "--rm", image, "timeout", "5", "wget", "-qO-", "http://"+own+"/"); out != "web" {
 		t.Errorf("container to container beside dockerd: %q", out)
 	}
 	if subnet := m.Must("network", "inspect", "-f", "{{(index .IPAM.Config 0).Subnet}}", "bridge"); strings.HasPrefix(subnet, "172.17.") {

@@ -1,24 +1,48 @@
 package e2e
 
 import (
+	"bufio"
 	"fmt"
+	"io"
+	"net"
+	"net/http"
 	"os/exec"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/gantryd/gantry/test/harness"
 )
 
-// fetch gets a page from inside the machine's namespace, or from outside of it.
-func fetch(m *harness.Machine, outside bool, address string) string {
+// fetch gets a page from inside the machine's namespace, or from outside of it; "" if it cannot.
+// (Debian's busybox wget dies of its own -T, and nothing else of that size is on every machine.)
+func fetch(m *harness.Machine, outside bool, address string) (page string) {
 	do := m.NS.Do
 	if outside {
 		do = m.NS.DoOutside
 	}
-	var out []byte
-	do(func() { out, _ = exec.Command("busybox", "wget", "-T", "5", "-qO-", "http://"+address+"/").Output() })
-	return strings.TrimSpace(string(out))
+	do(func() { // the socket belongs to this thread's namespace
+		c, err := (&net.Dialer{Timeout: 5 * time.Second}).Dial("tcp4", address)
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+		if _, err := fmt.Fprintf(c, "GET / HTTP/1.0\r\nHost: %s\r\n\r\n", address); err != nil {
+			return
+		}
+		r, err := http.ReadResponse(bufio.NewReader(c), nil)
+		if err != nil || r.StatusCode != http.StatusOK {
+			return
+		}
+		defer r.Body.Close()
+		body, _ := io.ReadAll(r.Body)
+		page = strings.TrimSpace(string(body))
+	})
+	return page
 }
 
 const serve = "mkdir -p /www; hostname > /www/index.html; exec httpd -f -p 80 -h /www"
@@ -42,10 +66,10 @@ func TestPublish(t *testing.T) {
 	} {
 		harness.Eventually(t, 10*time.Second, "reachable from "+c.from, func() bool { return fetch(m, c.outside, c.address) == "web" })
 	}
-	if out := m.Must("run", "--rm", image, "wget", "-T", "5", "-qO-", "http://"+harness.UplinkAddress+":8080/"); out != "web" {
+	if out := m.Must("run", "--rm", image, "timeout", "5", "wget", "-qO-", "http://"+harness.UplinkAddress+":8080/"); out != "web" {
 		t.Errorf("from another container: %q", out)
 	}
-	if out := m.Must("exec", "web", "wget", "-T", "5", "-qO-", "http://"+harness.UplinkAddress+":8080/"); out != "web" {
+	if out := m.Must("exec", "web", "timeout", "5", "wget", "-qO-", "http://"+harness.UplinkAddress+":8080/"); out != "web" {
 		t.Errorf("from itself: %q", out)
 	}
 	if out := m.Must("port", "web"); out != "80/tcp -> 0.0.0.0:8080" {
@@ -80,14 +104,61 @@ func TestPublishForms(t *testing.T) {
 	harness.Eventually(t, 10*time.Second, "the chosen port "+where, func() bool { return fetch(m, true, harness.UplinkAddress+":"+port) != "" })
 	m.Must("run", "-d", "--name", "range", "-p", "9000-9009:80-89", image, "sh", "-c", "mkdir -p /www; echo 85 > /www/index.html; exec httpd -f -p 85 -h /www")
 	harness.Eventually(t, 10*time.Second, "the sixth of the range", func() bool { return fetch(m, true, harness.UplinkAddress+":9005") == "85" })
-	m.Must("run", "-d", "--name", "udp", "-p", "9100:9100/udp", image, "sh", "-c", "while :; do echo pong | nc -u -l -p 9100 -w 1; done")
-	harness.Eventually(t, 10*time.Second, "udp", func() bool {
-		var out []byte
+	// Debian's busybox has nothing that answers UDP: the test does, inside the container's namespace.
+	m.Must("run", "-d", "--name", "udp", "-p", "9100:9101/udp", image, "sleep", "1000")
+	answer(t, m.Must("inspect", "-f", "{{.State.Pid}}", "udp"), 9101)
+	harness.Eventually(t, 10*time.Second, "udp", func() (ok bool) {
 		m.NS.DoOutside(func() {
-			out, _ = exec.Command("sh", "-c", "echo ping | busybox timeout 1 busybox nc -u -w 1 "+harness.UplinkAddress+" 9100").Output()
+			c, err := net.Dial("udp4", harness.UplinkAddress+":9100")
+			if err != nil {
+				return
+			}
+			defer c.Close()
+			_ = c.SetDeadline(time.Now().Add(time.Second))
+			b := make([]byte, 16)
+			if _, err := c.Write([]byte("ping")); err != nil {
+				return
+			}
+			n, err := c.Read(b)
+			ok = err == nil && string(b[:n]) == "ping"
 		})
-		return strings.Contains(string(out), "pong")
+		return ok
 	})
+}
+
+// answer sends every datagram back that comes to a port in a process's network namespace.
+func answer(t *testing.T, pid string, port int) {
+	t.Helper()
+	errs := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends
+		fd, err := unix.Open("/proc/"+pid+"/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err == nil {
+			err = unix.Setns(fd, unix.CLONE_NEWNET)
+			_ = unix.Close(fd)
+		}
+		var c *net.UDPConn
+		if err == nil {
+			c, err = net.ListenUDP("udp4", &net.UDPAddr{Port: port})
+		}
+		if err == nil {
+			t.Cleanup(func() { _ = c.Close() })
+			go func() {
+				b := make([]byte, 1500)
+				for {
+					n, from, err := c.ReadFromUDP(b)
+					if err != nil {
+						return
+					}
+					_, _ = c.WriteToUDP(b[:n], from)
+				}
+			}()
+		}
+		errs <- err
+	}()
+	if err := <-errs; err != nil {
+		t.Fatal(err)
+	}
 }
 
 // TestPortInUse names who has it.

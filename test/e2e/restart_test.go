@@ -34,7 +34,7 @@ func TestDaemonDies(t *testing.T) {
 	}
 	// The kernel's own things serve without any process of gantry's.
 	harness.Eventually(t, 5*time.Second, "the published port answers while no daemon is there", func() bool {
-		return m.Sh("busybox wget -qO- http://127.0.0.1:8080/ || true") == "here"
+		return fetch(m, false, "127.0.0.1:8080") == "here"
 	})
 	time.Sleep(300 * time.Millisecond)
 	m.Start()
@@ -55,7 +55,7 @@ func TestDaemonDies(t *testing.T) {
 	m.Must("stop", "-t", "1", "stays")
 	m.Must("start", "stays")
 	harness.Eventually(t, 5*time.Second, "the port answers again", func() bool {
-		return m.Sh("busybox wget -qO- http://127.0.0.1:8080/ || true") == "here"
+		return fetch(m, false, "127.0.0.1:8080") == "here"
 	})
 }
 
