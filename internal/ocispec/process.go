@@ -101,9 +101,10 @@ func process(c *containersv1.Container) (*specs.Process, error) {
 	return p, nil
 }
 
-// User is whom the process runs as, in the words of the user or the image; "" means root.
+// User is whom the process runs as, in the words of the user or the image. Root is "0" rather than
+// nothing: so root has the groups that the image's /etc/group gives it, as with Docker.
 func User(c *containersv1.Container) string {
-	return or(c.GetSpec().GetUser(), c.GetOrigin().GetConfig().GetUser())
+	return or(c.GetSpec().GetUser(), c.GetOrigin().GetConfig().GetUser(), "0")
 }
 
 // Exec describes another process for c.

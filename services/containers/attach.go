@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -152,18 +153,25 @@ func (s *Service) attached(ctx context.Context, k *keeper, streams supervise.IO,
 	if exited || err != nil {
 		return err
 	}
-	// The shim went without a word: the keeper finds out how it ended.
-	c, err := k.until(ctx, func(c *containersv1.Container, gone bool) (bool, error) {
-		return gone || !alive(c) || c.GetStatus().GetRuns() > run || c.GetStatus().GetPhase() == containersv1.Phase_PHASE_UNREACHABLE, nil
+	// The shim went without a word: the keeper finds out how it ended, or that it has not.
+	short, cancel := context.WithTimeoutCause(ctx, 2*s.times.find+shortly, errHungUp)
+	defer cancel()
+	c, err := k.until(short, func(c *containersv1.Container, gone bool) (bool, error) {
+		return gone || !alive(c) || c.GetStatus().GetRuns() > run, nil
 	})
 	if err != nil {
 		return err
 	}
-	if alive(c) {
-		return fmt.Errorf("the connection to its shim is gone: attach again: %w", errdefs.ErrUnavailable)
+	if c.GetStatus().GetRuns() > run {
+		return errHungUp
 	}
 	return client.Send(&typesv1.ProcessOutput{Output: &typesv1.ProcessOutput_Exit{Exit: c.GetStatus().GetExit()}})
 }
+
+// shortly is time enough for a keeper to write what it has found out.
+const shortly = time.Second
+
+var errHungUp = fmt.Errorf("the connection to its shim is gone: attach again: %w", errdefs.ErrUnavailable)
 
 // pass copies both ways until the process has exited, the client has left, or the connection to the
 // shim is gone. The process never waits for it: a client that is slow loses output, and is told.

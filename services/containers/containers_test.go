@@ -60,7 +60,7 @@ func TestCreate(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	for _, name := range []string{"-a", "a", "a b", "a/b", strings.Repeat("a", 129)} {
+	for _, name := range []string{"-a", "a b", "a/b", strings.Repeat("a", 129)} {
 		if _, err := w.Create(t.Context(), name, nil, &containersv1.Spec{Image: "a"}); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("name %q: %v", name, err)
 		}
@@ -407,6 +407,7 @@ func TestShimLost(t *testing.T) {
 	c, loved := w.run("loved", &containersv1.Spec{Restart: &containersv1.RestartPolicy{When: containersv1.RestartPolicy_WHEN_FAILED}})
 	_, told := w.run("told", nil)
 	told.record(&typesv1.Exit{Code: 3, At: now(), Run: 1}) // written, and killed before it could tell
+	w.shims.set1(func() { w.shims.dying = 5 })             // it takes a moment until they are surely dead
 	plain.die()
 	loved.die()
 	told.die()
@@ -519,6 +520,47 @@ func TestUnreachable(t *testing.T) {
 	w.eventually("back", inPhase(containersv1.Phase_PHASE_RUNNING))
 	if back.isGone() {
 		t.Error("its shim was buried alive")
+	}
+	w.clean()
+}
+
+// TestHung stops shims with SIGSTOP: what was asked for happens all the same, and soon.
+func TestHung(t *testing.T) {
+	w := newWorld(t)
+	for name, verb := range map[string]func() error{
+		"removed": func() error { return w.Service.Remove(t.Context(), "removed", true, false) },
+		"stopped": func() error {
+			none := time.Duration(0)
+			_, err := w.Stop(t.Context(), "stopped", &none)
+			return err
+		},
+	} {
+		_, shim := w.run(name, nil)
+		shim.set(func() { shim.hung = true })
+		began := time.Now()
+		if err := verb(); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if d := time.Since(began); d > 3*time.Second {
+			t.Errorf("%s after %v", name, d)
+		}
+	}
+	// one that comes back in time is not buried
+	_, shim := w.run("slow", nil)
+	shim.set(func() { shim.hung = true })
+	long := time.Hour
+	done := make(chan error, 1)
+	go func() {
+		_, err := w.Stop(t.Context(), "slow", &long)
+		done <- err
+	}()
+	w.eventually("slow", inPhase(containersv1.Phase_PHASE_UNREACHABLE))
+	shim.set(func() { shim.hung = false })
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if sent, _ := shim.sent(); fmt.Sprint(sent) != "[15]" {
+		t.Errorf("sent %v", sent)
 	}
 	w.clean()
 }

@@ -461,6 +461,7 @@ type fakeShims struct {
 	exits   map[bundle.Dir]bundle.Exit // as written to disk
 	onSpawn func(*fakeShim)
 	silent  bool // Find gets no answer
+	dying   int  // how often it is refused
 }
 
 func (f *fakeShims) of(dir bundle.Dir) *fakeShim {
@@ -479,6 +480,12 @@ func (f *fakeShims) all() map[string]bool {
 		}
 	}
 	return m
+}
+
+func (f *fakeShims) set1(fn func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	fn()
 }
 
 func (f *fakeShims) hush(silent bool) {
@@ -517,8 +524,13 @@ func (f *fakeShims) Spawn(ctx context.Context, dir bundle.Dir, boot *shimv1.Boot
 func (f *fakeShims) Find(ctx context.Context, dir bundle.Dir) (supervise.Shim, error) {
 	f.mu.Lock()
 	s, silent := f.by[dir], f.silent
+	dying := f.dying > 0
+	f.dying--
 	f.mu.Unlock()
-	if silent {
+	if dying {
+		return nil, fmt.Errorf("connection refused: %w", errdefs.ErrUnavailable)
+	}
+	if silent || s != nil && s.isHung() {
 		<-ctx.Done()
 		return nil, context.Cause(ctx)
 	}
@@ -563,6 +575,7 @@ type fakeShim struct {
 	last     bool
 	deaf     bool // signals do nothing, but SIGKILL
 	immortal bool // and SIGKILL neither
+	hung     bool // SIGSTOP: it answers nobody
 	execs    map[string]*fakeProcess
 	deleted  []string
 	instant  bool // the process ends as soon as it starts
@@ -614,6 +627,12 @@ func (s *fakeShim) isGone() bool {
 	return s.dead
 }
 
+func (s *fakeShim) isHung() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.hung && !s.dead
+}
+
 // die is kill -9 of the shim.
 func (s *fakeShim) die() {
 	s.mu.Lock()
@@ -661,7 +680,14 @@ func (s *fakeShim) err(verb string) error {
 
 func (s *fakeShim) Gone() <-chan struct{} { return s.gone }
 
-func (s *fakeShim) Hello(context.Context, *shimv1.HelloRequest) (*shimv1.HelloResponse, error) {
+func (s *fakeShim) Hello(ctx context.Context, _ *shimv1.HelloRequest) (*shimv1.HelloResponse, error) {
+	s.mu.Lock()
+	hung := s.hung
+	s.mu.Unlock()
+	if hung {
+		<-ctx.Done()
+		return nil, context.Cause(ctx)
+	}
 	return &shimv1.HelloResponse{}, s.err("hello")
 }
 

@@ -2,6 +2,7 @@ package containers
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -160,9 +161,7 @@ func (k *keeper) update(change func(is *containersv1.Status)) {
 // find looks for the shim of a container that should have one.
 func (k *keeper) find(ctx context.Context, c *containersv1.Container) {
 	k.unwatch()
-	short, cancel := context.WithTimeoutCause(ctx, k.s.times.find, fmt.Errorf("no answer within %v: %w", k.s.times.find, context.DeadlineExceeded))
-	defer cancel()
-	shim, err := k.s.Shims.Find(short, k.s.state(k.id))
+	shim, err := k.seek(ctx)
 	switch {
 	case ctx.Err() != nil:
 	case err == nil:
@@ -173,9 +172,31 @@ func (k *keeper) find(ctx context.Context, c *containersv1.Container) {
 	case errdefs.IsNotFound(err):
 		k.bury(ctx, false)
 	default:
-		k.update(func(is *containersv1.Status) {
-			is.Phase, is.Message = containersv1.Phase_PHASE_UNREACHABLE, "its shim does not answer"
-		})
+		k.unreachable()
+	}
+}
+
+func (k *keeper) unreachable() {
+	k.update(func(is *containersv1.Status) {
+		is.Phase, is.Message = containersv1.Phase_PHASE_UNREACHABLE, "its shim does not answer"
+	})
+}
+
+// seek asks for the shim until it answers, is certainly gone, or had time enough. One that is just
+// dying refuses connections for a moment before it is dead.
+func (k *keeper) seek(ctx context.Context) (supervise.Shim, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, k.s.times.find, fmt.Errorf("no answer within %v: %w", k.s.times.find, context.DeadlineExceeded))
+	defer cancel()
+	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
+		shim, err := k.s.Shims.Find(ctx, k.s.state(k.id))
+		if err == nil || errdefs.IsNotFound(err) {
+			return shim, err
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return nil, err
+		}
 	}
 }
 
@@ -225,6 +246,11 @@ func (k *keeper) terminate(ctx context.Context, c *containersv1.Container) error
 			return k.terminateBlind(ctx)
 		}
 	}
+	if !k.answers(ctx) { // it hangs: signals would wait with it
+		k.unwatch()
+		k.unreachable()
+		return k.terminateBlind(ctx)
+	}
 	paused := c.GetStatus().GetPhase() == containersv1.Phase_PHASE_PAUSED
 	k.update(func(is *containersv1.Status) { is.Phase = containersv1.Phase_PHASE_STOPPING })
 	killed := k.hurry() == 0
@@ -257,6 +283,14 @@ func (k *keeper) terminate(ctx context.Context, c *containersv1.Container) error
 			return nil
 		}
 	}
+}
+
+// answers reports whether the shim does, in time. One whose connection is gone is somebody else's to find.
+func (k *keeper) answers(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeoutCause(ctx, k.s.times.find, errShimTime)
+	defer cancel()
+	_, err := k.w.shim.Hello(ctx, &shimv1.HelloRequest{})
+	return err == nil || !errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil
 }
 
 // wait is how long to wait after the first signal.

@@ -27,7 +27,7 @@ import (
 // maxSpec bounds what a user may say about one container: it is written with each change.
 const maxSpec = 1 << 20
 
-var goodName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{1,127}$`)
+var goodName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$`)
 
 // Check refuses what could not work, before anything is made for it. runtimes are the paths of OCI
 // runtimes by name. The errors are of class InvalidArgument.
@@ -36,7 +36,7 @@ func Check(name string, labels map[string]string, spec *containersv1.Spec, runti
 	case spec.GetImage() == "":
 		return invalid("no image is named")
 	case name != "" && !goodName.MatchString(name):
-		return invalid("name %q: use 2 to 128 letters, digits, '_', '.' and '-', beginning with a letter or digit", name)
+		return invalid("name %q: use up to 128 letters, digits, '_', '.' and '-', beginning with a letter or digit", name)
 	case proto.Size(spec) > maxSpec:
 		return invalid("the description has %d bytes, at most %d are allowed", proto.Size(spec), maxSpec)
 	case spec.GetRemoveOnExit() && spec.GetRestart().GetWhen() != containersv1.RestartPolicy_WHEN_UNSPECIFIED:
