@@ -24,3 +24,23 @@ func BenchmarkRun(b *testing.B) {
 		b.SetBytes(res.Bytes)
 	}
 }
+
+// BenchmarkLayer is the same in this process, for profiles.
+func BenchmarkLayer(b *testing.B) {
+	root(b)
+	path := os.Getenv("GANTRY_BENCH_LAYER")
+	if path == "" {
+		b.Skip("GANTRY_BENCH_LAYER names no layer: NOT MEASURED")
+	}
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		res, err := into(b, b.TempDir(), Job{Form: Overlay}, raw)
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.SetBytes(res.Bytes)
+	}
+}

@@ -140,6 +140,9 @@ func Run(ctx context.Context, job Job, r io.Reader) (Result, error) {
 	defer c.close()
 	ended := c.start()
 	if err := <-ended; err != nil {
+		if cause := context.Cause(ctx); cause != nil {
+			err = cause
+		}
 		return Result{}, fmt.Errorf("unpack layer: start the unpacker: %w", err)
 	}
 	c.afterStart()

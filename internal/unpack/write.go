@@ -84,8 +84,13 @@ func archiveError(n int64, err error) error {
 	if errors.As(err, &l) {
 		return l
 	}
-	return layerError{fmt.Sprintf("the archive is not well formed after %d entries: %v", n, err), errdefs.ErrInvalidArgument}
+	return formatError{layerError{fmt.Sprintf("the archive is not well formed after %d entries: %v", n, err), errdefs.ErrInvalidArgument}}
 }
+
+// formatError is what an archive looks like whose compressed stream was damaged, until the stream's checksum tells.
+type formatError struct{ layerError }
+
+func (e formatError) Unwrap() error { return e.layerError }
 
 // entry writes one entry.
 func (w *writer) entry(h *tar.Header, r io.Reader) error {
