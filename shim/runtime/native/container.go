@@ -22,7 +22,7 @@ type container struct {
 	id     string
 	self   identity
 	group  *cgroup.Group
-	init   *process1
+	init   *proc
 	filter []unix.SockFilter
 	flags  uint32
 	warn   func(string, ...any)
@@ -150,8 +150,8 @@ func (c *container) Delete(ctx context.Context) error {
 	return nil
 }
 
-// process1 is one process of a container.
-type process1 struct {
+// proc is one process of a container.
+type proc struct {
 	c       *container
 	child   child
 	file    *os.File // the pidfd
@@ -174,13 +174,13 @@ const (
 )
 
 // PID: see runtime.Process.
-func (p *process1) PID() int { return p.child.pid }
+func (p *proc) PID() int { return p.child.pid }
 
 // PIDFD: see runtime.Process.
-func (p *process1) PIDFD() *os.File { return p.file }
+func (p *proc) PIDFD() *os.File { return p.file }
 
 // Terminal: see runtime.Process.
-func (p *process1) Terminal() *os.File {
+func (p *proc) Terminal() *os.File {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.termOut = p.term != nil
@@ -188,7 +188,7 @@ func (p *process1) Terminal() *os.File {
 }
 
 // Signal: see runtime.Process.
-func (p *process1) Signal(sig unix.Signal) error {
+func (p *proc) Signal(sig unix.Signal) error {
 	rc, err := p.file.SyscallConn()
 	if err == nil {
 		cerr := rc.Control(func(fd uintptr) { err = unix.PidfdSendSignal(int(fd), sig, nil, 0) })
@@ -204,7 +204,7 @@ func (p *process1) Signal(sig unix.Signal) error {
 }
 
 // Close: see runtime.Process.
-func (p *process1) Close() error {
+func (p *proc) Close() error {
 	p.mu.Lock()
 	state := p.state
 	p.state = dead
@@ -228,7 +228,7 @@ func (p *process1) Close() error {
 }
 
 // end kills and reaps a process that never was started.
-func (p *process1) end() {
+func (p *proc) end() {
 	rc, err := p.file.SyscallConn()
 	if err != nil {
 		return
@@ -240,7 +240,7 @@ func (p *process1) end() {
 }
 
 // Start: see runtime.Process.
-func (p *process1) Start(ctx context.Context) error {
+func (p *proc) Start(ctx context.Context) error {
 	p.mu.Lock()
 	if p.state != created {
 		p.mu.Unlock()

@@ -78,7 +78,7 @@ func (r *Runtime) create(ctx context.Context, cfg *runtime.Config) (_ *container
 			return nil, err
 		}
 	}
-	c.init, err = c.launch(ctx, &b.program, ns.clone, entrance, control, term, ns.pid)
+	c.init, err = c.launch(ctx, &b.program, ns.clone, entrance, control, term, false)
 	if err != nil {
 		return nil, err
 	}
@@ -219,9 +219,6 @@ func (b *builder) finish(cfg *runtime.Config, ns *namespaces, p *process) (err e
 		b.open.add(p.init)
 	}
 	b.arrange(p, p.init)
-	if ns.pid {
-		b.forkInto()
-	}
 	if cfg.Init {
 		b.forkInit()
 	}
@@ -307,7 +304,7 @@ func (p *program) oomScore(adj *int) error {
 
 // launch clones the child and waits until it is ready to start. forks says that the child makes
 // another, which is the process, and ends.
-func (c *container) launch(ctx context.Context, p *program, flags uint64, e *cgroup.Entrance, ctl *control, term *os.File, forks bool) (*process1, error) {
+func (c *container) launch(ctx context.Context, p *program, flags uint64, e *cgroup.Entrance, ctl *control, term *os.File, forks bool) (*proc, error) {
 	dir := -1
 	if e.Dir != nil {
 		dir = int(e.Dir.Fd())
@@ -327,18 +324,27 @@ func (p *program) closeControl() {
 	}
 }
 
-func (c *container) await(ctx context.Context, p *program, first child, ctl *control, term *os.File, forks bool) (*process1, error) {
-	now := first
+// await waits for the child to be ready. If it forks, its own word about that and the first of the
+// process may come in either order.
+func (c *container) await(ctx context.Context, p *program, first child, ctl *control, term *os.File, forks bool) (*proc, error) {
+	now, said := first, (*record)(nil)
 	for {
 		rec, fd, err := ctl.next(ctx)
-		switch {
-		case err == nil && rec.index == forked && fd >= 0 && forks:
+		if err == nil && rec.index == forked && fd >= 0 && forks {
 			reap(first)
 			_ = unix.Close(first.pidfd)
-			now = child{pid: int(int32(rec.more)), pidfd: fd}
+			now, forks = child{pid: int(int32(rec.more)), pidfd: fd}, false
+			if said == nil {
+				continue
+			}
+			rec = *said
+		} else if err == nil && forks && (rec.index == ready || rec.index >= int64(p.forkedAt)) {
+			said = &rec
 			continue
+		}
+		switch {
 		case err == nil && rec.index == ready:
-			return &process1{c: c, child: now, file: os.NewFile(uintptr(now.pidfd), "pidfd"), control: ctl, term: term, program: p}, nil
+			return &proc{c: c, child: now, file: os.NewFile(uintptr(now.pidfd), "pidfd"), control: ctl, term: term, program: p}, nil
 		case err == nil:
 			err = p.failed(rec)
 		case errors.Is(err, io.EOF):

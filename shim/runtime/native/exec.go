@@ -26,7 +26,7 @@ func (c *container) Exec(ctx context.Context, x *runtime.Exec) (runtime.Process,
 	return p, nil
 }
 
-func (c *container) exec(ctx context.Context, x *runtime.Exec) (_ *process1, err error) {
+func (c *container) exec(ctx context.Context, x *runtime.Exec) (_ *proc, err error) {
 	if err := supportedProcess(x.Spec); err != nil {
 		return nil, err
 	}
@@ -58,7 +58,7 @@ func (c *container) exec(ctx context.Context, x *runtime.Exec) (_ *process1, err
 	control, theirs, err := newControl()
 	if err == nil {
 		p.control = theirs
-		var made *process1
+		var made *proc
 		if made, err = c.execIn(ctx, p, control, term, &open); err == nil {
 			return made, nil
 		}
@@ -99,7 +99,7 @@ func (c *container) handles(open *files) (root, devpts int, err error) {
 
 // execIn writes the program: into the cgroup, out of everything of the host's, into the namespaces,
 // and only then a process that the container can see.
-func (c *container) execIn(ctx context.Context, p *process, ctl *control, term *os.File, open *files) (*process1, error) {
+func (c *container) execIn(ctx context.Context, p *process, ctl *control, term *os.File, open *files) (*proc, error) {
 	b := &program{controlFD: p.control}
 	defer b.closeControl()
 	entrance, err := c.group.Enter()
@@ -134,7 +134,7 @@ func (c *container) execIn(ctx context.Context, p *process, ctl *control, term *
 }
 
 // dup is another descriptor of the process, if it has not ended.
-func (p *process1) dup() (int, error) {
+func (p *proc) dup() (int, error) {
 	rc, err := p.file.SyscallConn()
 	if err != nil {
 		return -1, err
@@ -188,7 +188,7 @@ func execTerminal(root, devpts int, p *process, open *files) (*os.File, error) {
 }
 
 // start lets the child execute and says why it could not.
-func (p *process1) start(ctx context.Context) error {
+func (p *proc) start(ctx context.Context) error {
 	if err := p.control.proceed(); err != nil {
 		if errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) {
 			return fmt.Errorf("start process: it was killed before: %w", errdefs.ErrFailedPrecondition)
@@ -209,7 +209,7 @@ func (p *process1) start(ctx context.Context) error {
 
 // explain says in words why a command was not executed. The child is still there, and with it all
 // that is mounted.
-func (p *process1) explain(rec record) error {
+func (p *proc) explain(rec record) error {
 	errno := unix.Errno(rec.errno)
 	e := &runtime.CommandError{Command: p.command, Reason: errno.Error(), Class: errdefs.ErrPermissionDenied}
 	p.c.mu.Lock()
@@ -251,7 +251,7 @@ func (p *process1) explain(rec record) error {
 	return e
 }
 
-func (p *process1) absolute(name string) string {
+func (p *proc) absolute(name string) string {
 	if path.IsAbs(name) {
 		return name
 	}
@@ -259,7 +259,7 @@ func (p *process1) absolute(name string) string {
 }
 
 // interpreter is what a file that is there says to execute it with, and that is not there.
-func (p *process1) interpreter(root int, name string) string {
+func (p *proc) interpreter(root int, name string) string {
 	fd, err := openIn(root, p.absolute(name), unix.O_PATH, 0)
 	if err != nil {
 		return ""

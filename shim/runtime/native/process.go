@@ -381,7 +381,7 @@ func (b *program) forkInto() {
 	first := b.here() - 1
 	b.add(unix.SYS_SENDMSG, regControl, hold(b, msg), 0).ref(0)
 	b.add(unix.SYS_EXIT_GROUP, 0)
-	b.ops[first].to = b.here()
+	b.ops[first].to, b.forkedAt = b.here(), b.here()
 }
 
 // prepare reads what of the specification is the process's own.

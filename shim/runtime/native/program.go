@@ -19,6 +19,8 @@ type program struct {
 	keep  []any
 	// controlFD is the child's end of the socket to the parent.
 	controlFD int
+	// forkedAt is the first step of the process that a child makes in its own place.
+	forkedAt int
 }
 
 // step is what an op is for, as an error would say it, and that error's class; nil: none.
@@ -268,7 +270,7 @@ func heard(control, buf uintptr) bool {
 //go:nocheckptr
 //go:nosplit
 func execute(paths, argv, env uintptr) (int64, syscall.Errno) {
-	seen, which := syscall.Errno(unix.ENOENT), int64(0)
+	seen, which := syscall.Errno(0), int64(0)
 	for i := int64(0); ; i++ {
 		path := *(*uintptr)(unsafe.Add(unsafe.Pointer(nil), paths+uintptr(i)*unsafe.Sizeof(path0)))
 		if path == 0 {
@@ -277,8 +279,11 @@ func execute(paths, argv, env uintptr) (int64, syscall.Errno) {
 		_, _, e := syscall.RawSyscall(unix.SYS_EXECVE, path, argv, env)
 		switch e {
 		case unix.ENOENT, unix.ENOTDIR:
+			if seen == 0 {
+				seen, which = e, i
+			}
 		case unix.EACCES:
-			if seen != e {
+			if seen != unix.EACCES {
 				seen, which = e, i
 			}
 		default:

@@ -113,7 +113,6 @@ type namespaces struct {
 	// cgroup that the parent is in.
 	newCgroup bool
 	newNet    bool
-	pid       bool // joined: takes another clone
 }
 
 type join struct {
@@ -168,6 +167,9 @@ func readNamespaces(c *runtime.Config, open *files) (*namespaces, error) {
 }
 
 func (n *namespaces) join(kind specs.LinuxNamespaceType, flag uint64, where string, open *files) error {
+	if flag == unix.CLONE_NEWPID || flag == unix.CLONE_NEWNS {
+		return fmt.Errorf("linux.namespaces: to join a %s namespace is not supported: %w", kind, errdefs.ErrNotImplemented)
+	}
 	fd, err := unix.Open(where, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("open %s namespace %s: %w", kind, where, err)
@@ -177,7 +179,6 @@ func (n *namespaces) join(kind specs.LinuxNamespaceType, flag uint64, where stri
 		return invalid("%s is not a %s namespace", where, kind)
 	}
 	n.joins = append(n.joins, join{flag, where, fd})
-	n.pid = n.pid || flag == unix.CLONE_NEWPID
 	return nil
 }
 

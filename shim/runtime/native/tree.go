@@ -87,6 +87,10 @@ func relative(base, p string) string {
 // walk makes what is missing, with kind at the end, unless kind is 0.
 func (t *tree) walk(name string, kind uint32) (place, error) {
 	clean := path.Clean("/" + name)
+	if strings.Contains(name, "..") { // what it means depends on links
+		w := walker{t: t, name: name, todo: strings.Split(name, "/"), kind: kind}
+		return w.run()
+	}
 	l := t.under(clean)
 	if l.fd == unborn {
 		return place{path: clean, fd: -1, unborn: true}, nil
