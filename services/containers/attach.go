@@ -148,7 +148,6 @@ func (s *Service) attached(ctx context.Context, k *keeper, streams supervise.IO,
 			s.log.Debug("a terminal keeps its size", "container", k.id, "err", err)
 		}
 	}
-	run := k.last().GetStatus().GetRuns()
 	exited, err := s.pass(ctx, streams, client, !start.GetNoStdin())
 	if exited || err != nil {
 		return err
@@ -157,13 +156,10 @@ func (s *Service) attached(ctx context.Context, k *keeper, streams supervise.IO,
 	short, cancel := context.WithTimeoutCause(ctx, 2*s.times.find+shortly, errHungUp)
 	defer cancel()
 	c, err := k.until(short, func(c *containersv1.Container, gone bool) (bool, error) {
-		return gone || !alive(c) || c.GetStatus().GetRuns() > run, nil
+		return gone || !alive(c), nil
 	})
 	if err != nil {
 		return err
-	}
-	if c.GetStatus().GetRuns() > run {
-		return errHungUp
 	}
 	return client.Send(&typesv1.ProcessOutput{Output: &typesv1.ProcessOutput_Exit{Exit: c.GetStatus().GetExit()}})
 }

@@ -87,6 +87,25 @@ func TestAttachAwaitFails(t *testing.T) {
 	w.clean()
 }
 
+// TestAttachAwaitLost kills the shim of a run that was joined before it began.
+func TestAttachAwaitLost(t *testing.T) {
+	w := newWorld(t)
+	w.create("web", nil)
+	client, done := w.attach(&containersv1.AttachStart{Ref: "web", Await: true})
+	<-client.ready
+	w.shims.onSpawn = func(s *fakeShim) { s.fatal = true }
+	if _, err := w.Start(t.Context(), "web"); err != nil {
+		t.Fatal(err)
+	}
+	if _, exit := read(t, client); exit.GetCode() != 137 || exit.GetReason() != reasonLost {
+		t.Errorf("%v", exit)
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	w.clean()
+}
+
 func TestAttach(t *testing.T) {
 	w := newWorld(t)
 	w.create("idle", nil)

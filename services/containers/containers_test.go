@@ -318,7 +318,7 @@ func TestStopCutsLaunch(t *testing.T) {
 
 func TestExitAndRemove(t *testing.T) {
 	w := newWorld(t)
-	c, shim := w.run("brief", &containersv1.Spec{RemoveOnExit: true})
+	c, shim := w.run("brief", &containersv1.Spec{RemoveOnExit: true, Volumes: []*containersv1.VolumeMount{{Target: "/data"}}})
 	id := c.GetMeta().GetId()
 	waited := make(chan *typesv1.Exit, 3)
 	for _, until := range []containersv1.WaitRequest_Until{0, containersv1.WaitRequest_UNTIL_NEXT_EXIT, containersv1.WaitRequest_UNTIL_REMOVED} {

@@ -579,6 +579,7 @@ type fakeShim struct {
 	execs    map[string]*fakeProcess
 	deleted  []string
 	instant  bool // the process ends as soon as it starts
+	fatal    bool // and the shim with it
 }
 
 // fakeProcess is one process's streams.
@@ -709,8 +710,11 @@ func (s *fakeShim) Start(_ context.Context, r *shimv1.StartRequest) (*shimv1.Sta
 	s.set(func() { s.phase = shimv1.Phase_PHASE_RUNNING })
 	s.init.say("first byte\n")
 	s.mu.Lock()
-	instant := s.instant
+	instant, fatal := s.instant, s.fatal
 	s.mu.Unlock()
+	if fatal {
+		s.die()
+	}
 	if instant {
 		s.ends(0)
 	}

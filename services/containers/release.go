@@ -143,18 +143,24 @@ func (k *keeper) dropAll(ctx context.Context, op *meta.Op, c *containersv1.Conta
 	defer cancel()
 	defer func() { k.s.untidyIf(op, err) }()
 	defer op.End(ctx, &err)
-	if err := k.dropRun(ctx, op, c); err != nil {
+	var snapshot error
+	var wg sync.WaitGroup
+	if forget { // nobody is left who could write to it: all processes are dead, whether or not their shim is
+		wg.Go(func() { snapshot = k.s.Snapshots.Remove(ctx, op, c.GetOrigin().GetSnapshotter(), k.id) })
+	}
+	err = k.dropRun(ctx, op, c)
+	wg.Wait()
+	if err = errors.Join(err, snapshot); err != nil {
 		return err
 	}
 	fault.Point("containers.release.dropped")
 	if !forget {
 		return op.Commit(nil)
 	}
-	if err := k.s.Volumes.Release(ctx, op, c, k.alsoVolumes() || c.GetSpec().GetRemoveOnExit()); err != nil {
-		return err
-	}
-	if err := k.s.Snapshots.Remove(ctx, op, c.GetOrigin().GetSnapshotter(), k.id); err != nil {
-		return err
+	if hasVolumes(c) {
+		if err := k.s.Volumes.Release(ctx, op, c, k.alsoVolumes() || c.GetSpec().GetRemoveOnExit()); err != nil {
+			return err
+		}
 	}
 	if err := os.RemoveAll(k.s.dir(k.id)); err != nil {
 		return err
