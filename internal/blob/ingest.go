@@ -249,7 +249,7 @@ func (fo *follower) Read(p []byte) (int, error) {
 		return 0, nil
 	}
 	for fo.off < fo.in.desc.Size {
-		have, err, news := fo.look()
+		have, news, err := fo.look()
 		if have > fo.off {
 			n, err := fo.f.ReadAt(p[:min(int64(len(p)), have-fo.off)], fo.off)
 			fo.off += int64(n)
@@ -270,13 +270,14 @@ func (fo *follower) Read(p []byte) (int, error) {
 	return 0, io.EOF
 }
 
-func (fo *follower) look() (int64, error, <-chan struct{}) { //nolint:revive // the error is a state, not this call's
+// look returns how much there is, what is closed when there is more, and why there will be no more.
+func (fo *follower) look() (int64, <-chan struct{}, error) {
 	fo.in.mu.Lock()
 	defer fo.in.mu.Unlock()
 	if fo.in.news == nil && fo.in.err == nil {
 		fo.in.news = make(chan struct{})
 	}
-	return fo.in.have, fo.in.err, fo.in.news
+	return fo.in.have, fo.in.news, fo.in.err
 }
 
 func (fo *follower) Close() error {

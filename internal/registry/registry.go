@@ -165,8 +165,10 @@ func (c *Client) Repository(ref reference.Named, o Options) *Repository {
 		r.host = "registry-1.docker.io"
 	}
 	r.plain = o.PlainHTTP || config.Hosts[r.domain].PlainHTTP || loopback(r.host)
+	client := *c.http
+	client.Transport = newInside(c.http.Transport, r.host)
 	r.auth = &auth.Client{
-		Client: c.http, Cache: auth.NewCache(), ClientID: "gantry",
+		Client: &client, Cache: auth.NewCache(), ClientID: "gantry",
 		Header:     http.Header{"User-Agent": {config.UserAgent}},
 		Credential: auth.StaticCredential(r.domain, o.Auth.credential()),
 	}

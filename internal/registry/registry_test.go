@@ -276,9 +276,9 @@ func TestStrangers(t *testing.T) {
 			w.Header().Set("Content-Range", "bytes 0-10/60000")
 			w.WriteHeader(206)
 		}}, errdefs.IsDataLoss, "another part"},
-		"redirect loop": {map[string]http.HandlerFunc{latest: http.RedirectHandler(latest, 307).ServeHTTP}, errdefs.IsUnavailable, "redirected ten times"},
+		"redirect loop": {map[string]http.HandlerFunc{latest: http.RedirectHandler(latest, http.StatusTemporaryRedirect).ServeHTTP}, errdefs.IsUnavailable, "redirected ten times"},
 		"redirect": {map[string]http.HandlerFunc{
-			layerPath: http.RedirectHandler("/elsewhere", 307).ServeHTTP,
+			layerPath: http.RedirectHandler("/elsewhere", http.StatusTemporaryRedirect).ServeHTTP,
 			"/elsewhere": func(w http.ResponseWriter, r *http.Request) {
 				http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(layer))
 			},
@@ -474,6 +474,52 @@ func TestToken(t *testing.T) {
 		if c.is == nil && err != nil || c.is != nil && !c.is(err) {
 			t.Errorf("%+v: %v", c.auth, err)
 		}
+	}
+}
+
+// TestTokenServiceInside: a registry of this network may have its token service on another host of this network, which oras-go would
+// refuse; one that is outside may not send us in here.
+func TestTokenServiceInside(t *testing.T) {
+	service := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/jwt/auth" || r.URL.Query().Get("fixed") != "1" || r.URL.Query().Get("service") != "registry" || !strings.HasPrefix(r.Host, "localhost:") {
+			w.WriteHeader(400)
+			return
+		}
+		if u, p, ok := r.BasicAuth(); ok && (u != "me" || p != "secret") {
+			w.WriteHeader(401)
+			return
+		}
+		_, _ = w.Write([]byte(`{"token":"good"}`))
+	}))
+	t.Cleanup(service.Close)
+	_, port, err := net.SplitHostPort(strings.TrimPrefix(service.URL, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	host := honest(t, map[string]http.HandlerFunc{latest: func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Authorization") != "Bearer good" {
+			w.Header().Set("WWW-Authenticate", `Bearer realm="http://localhost:`+port+`/jwt/auth?fixed=1",service="registry",scope="repository:app:pull"`)
+			w.WriteHeader(401)
+			return
+		}
+		w.Header().Set("Content-Type", ocispec.MediaTypeImageManifest)
+		_, _ = w.Write(manifest)
+	}})
+	for _, a := range []Auth{{}, {Username: "me", Password: "secret"}} {
+		if _, err := repository(t, New(quick()), host+"/app", Options{Auth: a}).Resolve(t.Context()); err != nil {
+			t.Errorf("%v: %v", a.Username, err)
+		}
+	}
+	if _, err := repository(t, New(quick()), host+"/app", Options{Auth: Auth{Username: "me", Password: "wrong"}}).Resolve(t.Context()); !errdefs.IsPermissionDenied(err) {
+		t.Error(err)
+	}
+	c := New(quick())
+	c.http.Transport.(*http.Transport).DialContext = func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, network, host)
+	}
+	r := repository(t, c, "8.8.8.8:5000/app", Options{PlainHTTP: true})
+	if _, err := r.Resolve(t.Context()); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "token service that we do not trust") {
+		t.Error("from outside:", err)
 	}
 }
 

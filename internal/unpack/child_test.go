@@ -17,6 +17,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
+
+	"github.com/gantryd/gantry/snapshotters"
 )
 
 func output(t testing.TB, name string, args ...string) []byte {
@@ -104,6 +106,13 @@ func TestRunOverlay(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+	}
+}
+
+// TestInherit: the mark is the one that drivers look for.
+func TestInherit(t *testing.T) {
+	if inheritAttr != snapshotters.Inherit {
+		t.Errorf("we write %s, drivers look for %s", inheritAttr, snapshotters.Inherit)
 	}
 }
 

@@ -238,14 +238,11 @@ func (w *writer) whiteout(dir, base, entry string) error {
 		name = dir + "/" + base
 	}
 	if !w.overlay() {
-		parent, err := w.t.open(dir)
-		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
+		if _, err := w.t.open(dir); errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
 			return nil // what is not there need not be removed
 		}
+		parent, err := w.parent(dir)
 		if err != nil {
-			return failed("open", dir, err)
-		}
-		if parent, err = w.parent(dir); err != nil {
 			return err
 		}
 		defer w.t.forget() // directories may be gone
