@@ -48,7 +48,8 @@ uninstall: ## remove what install put there; data in /var/lib/gantry stays
 test: setup build unit e2e crash vm ## everything that must pass: unit, laws, suites, e2e, crash, vm
 
 unit: laws ## unit tests, laws and driver suites (as root)
-	go test -count=1 -timeout $(TEST_TIMEOUT) $$(go list ./... | grep -v '/test/')
+	go test -count=1 -timeout $(TEST_TIMEOUT) $$(go list ./... | grep -v "/test/")
+	go test -count=1 -timeout $(TEST_TIMEOUT) -tags fault ./internal/meta ./internal/fault
 
 laws: ## who may import whom, package comments, the store's drawing
 	go test -count=1 ./test
