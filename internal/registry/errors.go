@@ -30,24 +30,20 @@ const (
 type failure struct {
 	says  string
 	class error
-	cause error
 	again bool
+	slow  bool          // it took long to find out: trying once more is enough
 	after time.Duration // what the registry asked for
 }
 
 func (f *failure) Error() string { return f.says }
 
-func (f *failure) Unwrap() []error {
-	if f.cause == nil {
-		return []error{f.class}
-	}
-	return []error{f.class, f.cause}
-}
+// Unwrap is the class and nothing else: what is below may be a deadline, of a connection, and would be taken for the caller's.
+func (f *failure) Unwrap() error { return f.class }
 
-// retryAfter says whether, and after what pause, to try again.
-func retryAfter(err error, pause time.Duration) (time.Duration, bool) {
+// retryAfter says whether, and after what pause, to try again what has been tried a number of times.
+func retryAfter(err error, pause time.Duration, tried int) (time.Duration, bool) {
 	var f *failure
-	if !errors.As(err, &f) || !f.again || f.after > maxRetryAfter {
+	if !errors.As(err, &f) || !f.again || f.after > maxRetryAfter || f.slow && tried > 1 {
 		return 0, false
 	}
 	pause = min(pause, maxPause)
@@ -60,7 +56,7 @@ func (r *Repository) reachError(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return fmt.Errorf("registry %s: %w", r.domain, context.Cause(ctx))
 	}
-	f := &failure{class: errdefs.ErrUnavailable, cause: err}
+	f := &failure{class: errdefs.ErrUnavailable}
 	var (
 		dns     *net.DNSError
 		op      *net.OpError
@@ -73,19 +69,19 @@ func (r *Repository) reachError(ctx context.Context, err error) error {
 	case errors.As(err, &denied):
 		return r.tokenError(denied)
 	case errors.Is(err, auth.ErrBasicCredentialNotFound):
-		return &failure{says: fmt.Sprintf("registry %s wants a login: give a user name and password", r.domain), class: errdefs.ErrUnauthenticated, cause: err}
+		return &failure{says: fmt.Sprintf("registry %s wants a login: give a user name and password", r.domain), class: errdefs.ErrUnauthenticated}
 	case strings.Contains(err.Error(), "bearer realm"):
-		return &failure{says: fmt.Sprintf("registry %s sends us to a token service that we do not trust: %v", r.domain, root(err)), class: errdefs.ErrFailedPrecondition, cause: err}
+		return &failure{says: fmt.Sprintf("registry %s sends us to a token service that we do not trust: %v", r.domain, root(err)), class: errdefs.ErrFailedPrecondition}
 	case errors.Is(err, http.ErrSchemeMismatch):
-		return &failure{says: fmt.Sprintf("registry %s speaks plain HTTP, which is allowed only where the configuration says so (registries.%q plain_http) or with --plain-http", r.domain, r.domain), class: errdefs.ErrFailedPrecondition, cause: err}
+		return &failure{says: fmt.Sprintf("registry %s speaks plain HTTP, which is allowed only where the configuration says so (registries.%q plain_http) or with --plain-http", r.domain, r.domain), class: errdefs.ErrFailedPrecondition}
 	case errors.As(err, &cert):
-		return &failure{says: fmt.Sprintf("registry %s cannot prove who it is: %v: install the certificate of its authority on this machine", r.domain, cert.Err), class: errdefs.ErrFailedPrecondition, cause: err}
+		return &failure{says: fmt.Sprintf("registry %s cannot prove who it is: %v: install the certificate of its authority on this machine", r.domain, cert.Err), class: errdefs.ErrFailedPrecondition}
 	case errors.As(err, &dns):
-		f.says, f.again = fmt.Sprintf("cannot reach registry %s: no address for %s (%s): %s", r.where(), dns.Name, dns.Err, advice), dns.IsTemporary
+		f.says, f.again = fmt.Sprintf("cannot reach registry %s: no address for %s (%s): %s", r.where(), dns.Name, dns.Err, advice), dns.IsTemporary && !dns.IsTimeout
 	case errors.As(err, &op) && op.Op == "dial":
-		f.says, f.again = fmt.Sprintf("cannot reach registry %s: %v: %s", r.where(), op.Err, advice), !errors.Is(err, syscall.ECONNREFUSED)
+		f.says, f.again = fmt.Sprintf("cannot reach registry %s: %v: %s", r.where(), op.Err, advice), !op.Timeout() && !errors.Is(err, syscall.ECONNREFUSED)
 	case errors.As(err, &timeout) && timeout.Timeout():
-		f.says, f.again = fmt.Sprintf("registry %s does not answer: %s", r.where(), advice), true
+		f.says, f.again, f.slow = fmt.Sprintf("registry %s does not answer: %s", r.where(), advice), true, true
 	case errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, io.ErrUnexpectedEOF):
 		f.says, f.again = fmt.Sprintf("registry %s hung up: %s", r.where(), advice), true
 	default:

@@ -237,7 +237,7 @@ func (r *Repository) Fetch(ctx context.Context, desc ocispec.Descriptor, offset 
 		if offset-last >= 1<<20 { // it got on: that it broke off is no reason to give up
 			try, last, pause = 1, offset, r.config.Pause
 		}
-		wait, again := retryAfter(err, pause)
+		wait, again := retryAfter(err, pause, try)
 		if !again || try >= r.config.Tries {
 			return fmt.Errorf("fetch blob %s: %w", desc.Digest, err)
 		}
@@ -320,7 +320,7 @@ func (r *Repository) bodyError(ctx context.Context, body *watched, err error, ha
 	if errors.Is(err, io.EOF) {
 		err = io.ErrUnexpectedEOF
 	}
-	return &failure{says: fmt.Sprintf("registry %s broke off after %d of %d bytes (%v): try again, what came is kept", r.domain, have, desc.Size, root(err)), class: errdefs.ErrUnavailable, cause: err, again: true}
+	return &failure{says: fmt.Sprintf("registry %s broke off after %d of %d bytes (%v): try again, what came is kept", r.domain, have, desc.Size, root(err)), class: errdefs.ErrUnavailable, again: true}
 }
 
 func (r *Repository) stalledError(have, size int64) error {

@@ -258,7 +258,7 @@ func (r *Repository) do(ctx context.Context, method, path string, header http.He
 		} else {
 			err = r.reachError(ctx, err)
 		}
-		wait, again := retryAfter(err, pause)
+		wait, again := retryAfter(err, pause, try)
 		if !again || try >= r.config.Tries {
 			return nil, err
 		}

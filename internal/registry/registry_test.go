@@ -297,6 +297,9 @@ func TestStrangers(t *testing.T) {
 			if err == nil || !c.is(err) || !strings.Contains(err.Error(), c.says) {
 				t.Fatal(err)
 			}
+			if errdefs.IsDeadlineExceeded(err) || errdefs.IsCanceled(err) {
+				t.Error("it would be taken for the caller's own deadline:", err)
+			}
 			if (errdefs.IsUnavailable(err) || errdefs.IsNotFound(err)) && !strings.Contains(err.Error(), host) {
 				t.Error("it does not name the registry:", err)
 			}
@@ -335,6 +338,19 @@ func TestUnreachable(t *testing.T) {
 	_, err = repository(t, New(quick()), "no-such-host.invalid/app", Options{}).Resolve(t.Context())
 	if !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "no-such-host.invalid:443") {
 		t.Fatal(err)
+	}
+}
+
+// TestSlowDNS: a resolver that does not answer is asked once, and its deadline is not the caller's.
+func TestSlowDNS(t *testing.T) {
+	c, asked := New(quick()), 0
+	c.http.Transport.(*http.Transport).DialContext = func(context.Context, string, string) (net.Conn, error) {
+		asked++
+		return nil, &net.OpError{Op: "dial", Net: "tcp", Err: &net.DNSError{Err: "i/o timeout", Name: "registry.test", IsTimeout: true, IsTemporary: true, UnwrapErr: context.DeadlineExceeded}}
+	}
+	_, err := repository(t, c, "registry.test/app", Options{}).Resolve(t.Context())
+	if !errdefs.IsUnavailable(err) || errdefs.IsDeadlineExceeded(err) || !strings.Contains(err.Error(), "no address for registry.test") || asked != 1 {
+		t.Fatal(asked, err)
 	}
 }
 
