@@ -56,7 +56,7 @@ func serve(ctx context.Context, o *options, level *slog.LevelVar, hup <-chan os.
 			slog.Error("plugin host ends", "err", err)
 		}
 	})
-	defer func() {
+	defer func() { //nolint:contextcheck // what ends the daemon outlives the signal to end it
 		err = errors.Join(err, h.close(end, &work))
 	}()
 	h.recover(ctx)

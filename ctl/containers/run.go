@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc/codes"
@@ -131,7 +132,21 @@ func runJoined(ctx context.Context, env *cli.Env, o *runOptions, c *containersv1
 	}
 	s.tty, s.stdin, s.detachKeys, s.signals = o.tty, o.interactive, keys, o.sigProxy
 	exit, err := s.run(joined)
+	if c.GetSpec().GetRemoveOnExit() && exit != nil {
+		removed(ctx, env, id)
+	}
 	return ended(env, c, exit, err)
+}
+
+// removalLimit bounds how long --rm waits for what it promised: the name is free, the disk too.
+const removalLimit = 10 * time.Second
+
+// removed waits until a container is gone. That it takes longer, or that the daemon goes meanwhile, is
+// no failure of what ran: the daemon, or the next one, removes it all the same.
+func removed(ctx context.Context, env *cli.Env, id string) {
+	ctx, cancel := context.WithTimeoutCause(ctx, removalLimit, context.DeadlineExceeded)
+	defer cancel()
+	_, _ = env.Containers().Wait(ctx, &containersv1.WaitRequest{Ref: id, Until: containersv1.WaitRequest_UNTIL_REMOVED})
 }
 
 // ended turns the end of a session into the end of the program.

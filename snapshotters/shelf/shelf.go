@@ -121,10 +121,10 @@ func open(ctx context.Context, root, name string, log *slog.Logger, step func(st
 		return nil, fmt.Errorf("open %s: %w", root, err)
 	}
 	spread(s.shelf)
-	if err := s.load(); err != nil {
+	if err := s.load(); err != nil { //nolint:contextcheck // opening ends with its own work, not with a caller
 		return nil, fmt.Errorf("open %s: %w", root, err)
 	}
-	s.sweeper.start(s.path(trashName), log)
+	s.sweeper.start(s.path(trashName), log) //nolint:contextcheck // it outlives the call
 	return s, nil
 }
 
@@ -332,7 +332,7 @@ func Fail(verb, key string, err error) error {
 		return nil
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
 		err = fmt.Errorf("%w: %w", err, errdefs.ErrResourceExhausted)
-	case errdefs.Resolve(err) == errdefs.ErrUnknown:
+	case errdefs.Resolve(err) == errdefs.ErrUnknown: //nolint:errorlint // Resolve answers with the class itself
 		err = fmt.Errorf("%w: %w", err, errdefs.ErrInternal)
 	}
 	return fmt.Errorf("%s snapshot %.80q: %w", verb, key, err)

@@ -36,7 +36,7 @@ func TestPluginsDie(t *testing.T) {
 				select {
 				case <-stop:
 					return
-				case <-time.After(400 * time.Millisecond):
+				case <-time.After(1200 * time.Millisecond):
 				}
 				if pid := pluginPid(m, plugin); pid > 0 && unix.Kill(pid, unix.SIGKILL) == nil {
 					kills++

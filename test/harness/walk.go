@@ -20,7 +20,8 @@ import (
 // attributes. Two trees that hold the same list the same.
 func Describe(root string, skip func(path string) bool) (map[string]string, error) {
 	found := map[string]string{}
-	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+	// With the slash a root that is a link (/proc/PID/root) is entered.
+	err := filepath.WalkDir(root+"/", func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
@@ -29,7 +30,7 @@ func Describe(root string, skip func(path string) bool) (map[string]string, erro
 			return err
 		}
 		if skip != nil && skip(rel) {
-			if d.IsDir() {
+			if d.IsDir() && rel != "." {
 				return fs.SkipDir
 			}
 			return nil
