@@ -309,6 +309,9 @@ func (c *container) launch(ctx context.Context, p *program, flags uint64, e *cgr
 	if e.Dir != nil {
 		dir = int(e.Dir.Fd())
 	}
+	if insecure.race != nil {
+		insecure.race()
+	}
 	first, err := spawn(p, flags, dir, p.controlFD)
 	p.closeControl() // or its end, when the child dies, would not be seen
 	if err != nil {

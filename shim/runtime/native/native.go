@@ -47,12 +47,13 @@ type identity struct {
 
 // insecure lets tests show what a guard is for; see the tests named after CVEs.
 var insecure struct {
-	unsealed bool // CVE-2019-5736
-	keepFDs  bool // CVE-2024-21626: descriptors stay open until exec
-	cwd      bool // CVE-2024-21626: the working directory is not checked
-	null     bool // CVE-2025-31133: masks are bound from the container's /dev/null
-	follow   bool // CVE-2021-30465, CVE-2025-52565: mount points are resolved by path
-	procfs   bool // CVE-2025-52881: sysctls are written to what is mounted on /proc
+	unsealed bool   // CVE-2019-5736
+	keepFDs  bool   // CVE-2024-21626: descriptors stay open until exec
+	cwd      bool   // CVE-2024-21626: the working directory is not checked
+	null     bool   // CVE-2025-31133: masks are bound from the container's /dev/null
+	follow   bool   // CVE-2021-30465, CVE-2025-52565: mount points are resolved by path
+	procfs   bool   // CVE-2025-52881: sysctls are written to what is mounted on /proc
+	race     func() // what an attacker does between the parent's look and the child's act
 }
 
 // New is a runtime in a process that was sealed (Seal).
