@@ -130,11 +130,15 @@ func (s *Service) await(ctx context.Context, k *keeper, start *containersv1.Atta
 	return s.attached(ctx, k, streams, start, client)
 }
 
-// join joins init's streams. Whoever only looks does not end its stdin by leaving.
+// join joins init's streams. Whoever only looks does not end its stdin by leaving; whoever waited for
+// the run is its reader: what they miss is nowhere else, so the process waits for them.
 func join(ctx context.Context, shim supervise.Shim, start *containersv1.AttachStart, replay bool) (streams supervise.IO, err error) {
-	if start.GetNoStdin() {
+	switch {
+	case start.GetAwait():
+		streams, err = supervise.Whole(ctx, shim, "", start.GetNoStdin())
+	case start.GetNoStdin():
 		streams, err = supervise.Watch(ctx, shim, "", replay)
-	} else {
+	default:
 		streams, err = shim.IO(ctx, "", replay)
 	}
 	return streams, rpc.FromTTRPC(err)

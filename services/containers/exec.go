@@ -93,7 +93,7 @@ func (x *process) start(ctx context.Context) (streams supervise.IO, err error) {
 			x.forget(ctx)
 		}
 	}()
-	if streams, err = x.shim.IO(ctx, x.req.GetProcess(), true); err != nil {
+	if streams, err = supervise.Whole(ctx, x.shim, x.req.GetProcess(), !x.req.GetOpenStdin()); err != nil {
 		return nil, rpc.FromTTRPC(err)
 	}
 	resp, err := x.shim.Start(short, &shimv1.StartRequest{Process: x.req.GetProcess()})

@@ -47,8 +47,13 @@ type world struct {
 
 func newWorld(t testing.TB) *world {
 	t.Helper()
+	return newWorldIn(t, t.TempDir())
+}
+
+func newWorldIn(t testing.TB, root string) *world {
+	t.Helper()
 	w := &world{
-		t: t, root: t.TempDir(), boot: "boot-1", snaps: &fakeSnapshots{held: map[string]string{}}, nets: &fakeNetworks{newMind()},
+		t: t, root: root, boot: "boot-1", snaps: &fakeSnapshots{held: map[string]string{}}, nets: &fakeNetworks{newMind()},
 		vols: &fakeVolumes{mind: newMind()}, ns: &fakeNetNS{newMind()},
 	}
 	w.shims = &fakeShims{t: t, by: map[bundle.Dir]*fakeShim{}, exits: map[bundle.Dir]bundle.Exit{}}

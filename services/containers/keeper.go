@@ -51,6 +51,9 @@ type keeper struct {
 	w    *watch        // the shim that is watched; the goroutine's own, like held
 	held bool          // a run that ended may still hold a shim, a namespace, endpoints, mounts
 
+	// unwritten writes an exit that could not be written; the goroutine's own.
+	unwritten func(context.Context)
+
 	mu       sync.Mutex
 	c        *containersv1.Container // as last committed; replaced, never changed
 	removed  bool                    // the record is gone; c is its last state
@@ -120,6 +123,12 @@ func (k *keeper) run(ctx context.Context) {
 		c := k.last()
 		if c == nil || k.gone() {
 			return
+		}
+		if write := k.unwritten; write != nil {
+			k.unwritten = nil
+			k.pause(ctx, time.Second)
+			write(ctx)
+			continue
 		}
 		do, wait := Next(c)
 		if wait = max(wait, patience); wait > 0 && do != Watch && (do != Rest || k.held) {

@@ -104,8 +104,7 @@ func (k *keeper) refused(ctx context.Context, c *containersv1.Container, err err
 		return err
 	}
 	l := &launch{s: k.s, k: k, c: c}
-	l.record(context.Cause(ctx), err)
-	return nil
+	return l.record(context.Cause(ctx), err)
 }
 
 // begin claims all that a launch makes. Whoever is in the way is waited for, a little.
@@ -454,19 +453,19 @@ func (l *launch) failed(ctx context.Context, err error) error {
 		l.s.log.Error("a launch that failed cannot be taken back yet", "container", l.k.id, "err", aerr)
 		l.s.mess()
 	}
-	l.record(context.Cause(ctx), err)
-	return nil
+	return l.record(context.Cause(ctx), err)
 }
 
-// record writes down that a run could not be launched. cause is why the launch was cut short, if it was.
-func (l *launch) record(cause, err error) {
+// record writes down that a run could not be launched. cause is why the launch was cut short, if it
+// was. It fails if that cannot be written.
+func (l *launch) record(cause, err error) error {
 	if cause != nil && errors.Is(err, context.Canceled) {
 		err = cause
 	}
 	l.s.log.Info("a container could not be started", "container", l.k.id, "err", err)
 	l.k.fail(err)
 	l.k.refuse(err)
-	l.k.update(func(is *containersv1.Status) {
+	return l.k.update(func(is *containersv1.Status) {
 		is.Phase = containersv1.Phase_PHASE_EXITED
 		if is.GetRuns() == 0 {
 			is.Phase = containersv1.Phase_PHASE_CREATED

@@ -66,7 +66,7 @@ func (s *Service) recoverOne(ctx context.Context, c *containersv1.Container, reb
 	k.held = alive(c) || err == nil
 	switch c.GetStatus().GetPhase() {
 	case containersv1.Phase_PHASE_STARTING: // the journal has taken it back
-		k.update(func(is *containersv1.Status) {
+		_ = k.update(func(is *containersv1.Status) {
 			if is.Phase = containersv1.Phase_PHASE_EXITED; is.GetRuns() == 0 {
 				is.Phase = containersv1.Phase_PHASE_CREATED
 			}

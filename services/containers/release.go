@@ -49,9 +49,11 @@ func (k *keeper) finish(ctx context.Context, exit *typesv1.Exit, st *shimv1.Stat
 		err = k.letGo(ctx, op, after, forget)
 	} else if err = k.status(write); errdefs.IsNotFound(err) { // somebody is at it: the exit is written, the rest comes
 		return
+	} else if err != nil { // a full disk, say: the shim has written it down, and goes on saying so
+		k.unwritten = func(ctx context.Context) { k.finish(ctx, exit, st) }
 	}
 	if err != nil && k.s.ctx.Err() == nil {
-		k.s.log.Warn("what a container held cannot be let go of yet", "container", k.id, "err", err)
+		k.s.log.Warn("an exit cannot be written, or what a container held cannot be let go of yet", "container", k.id, "err", err)
 	}
 }
 

@@ -116,7 +116,7 @@ func (k *keeper) observe(ctx context.Context, st *shimv1.StateResponse) bool {
 		return true
 	}
 	stopping := k.last().GetStatus().GetPhase() == containersv1.Phase_PHASE_STOPPING
-	k.update(func(is *containersv1.Status) {
+	_ = k.update(func(is *containersv1.Status) {
 		switch st.GetPhase() {
 		case shimv1.Phase_PHASE_RUNNING:
 			is.Phase = containersv1.Phase_PHASE_RUNNING
@@ -147,15 +147,20 @@ func copyRun(is *containersv1.Status, st *shimv1.StateResponse) {
 	is.Message = st.GetMessage()
 }
 
-// update writes the status if change changes it. That it cannot be written is the store's to complain of: what a shim says it says again.
-func (k *keeper) update(change func(is *containersv1.Status)) {
+// update writes the status if change changes it. Most callers can do nothing about it if it cannot be written.
+func (k *keeper) update(change func(is *containersv1.Status)) error {
 	is := proto.CloneOf(k.last().GetStatus())
 	if change(is); proto.Equal(is, k.last().GetStatus()) {
-		return
+		return nil
 	}
-	if err := k.status(change); err != nil && !errdefs.IsNotFound(err) {
+	err := k.status(change)
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
 		k.s.log.Error("a status cannot be written", "container", k.id, "err", err)
 	}
+	return err
 }
 
 // find looks for the shim of a container that should have one.
@@ -167,7 +172,7 @@ func (k *keeper) find(ctx context.Context, c *containersv1.Container) {
 	case err == nil:
 		k.adopt(shim) //nolint:contextcheck // before anybody is told that it runs; it is watched for longer than this takes
 		if c.GetStatus().GetPhase() == containersv1.Phase_PHASE_UNREACHABLE {
-			k.update(func(is *containersv1.Status) { is.Phase, is.Message = containersv1.Phase_PHASE_RUNNING, "" })
+			_ = k.update(func(is *containersv1.Status) { is.Phase, is.Message = containersv1.Phase_PHASE_RUNNING, "" })
 		}
 	case errdefs.IsNotFound(err):
 		k.bury(ctx, false)
@@ -177,7 +182,7 @@ func (k *keeper) find(ctx context.Context, c *containersv1.Container) {
 }
 
 func (k *keeper) unreachable() {
-	k.update(func(is *containersv1.Status) {
+	_ = k.update(func(is *containersv1.Status) {
 		is.Phase, is.Message = containersv1.Phase_PHASE_UNREACHABLE, "its shim does not answer"
 	})
 }
@@ -207,7 +212,7 @@ func (k *keeper) bury(ctx context.Context, rebooted bool) {
 	k.unwatch()
 	exit, err := k.s.Shims.Bury(ctx, k.s.state(k.id))
 	if err != nil {
-		k.update(func(is *containersv1.Status) {
+		_ = k.update(func(is *containersv1.Status) {
 			is.Phase, is.Message = containersv1.Phase_PHASE_UNREACHABLE, "its shim is gone, and what it left cannot be ended: "+err.Error()
 		})
 		return
@@ -252,7 +257,7 @@ func (k *keeper) terminate(ctx context.Context, c *containersv1.Container) error
 		return k.terminateBlind(ctx)
 	}
 	paused := c.GetStatus().GetPhase() == containersv1.Phase_PHASE_PAUSED
-	k.update(func(is *containersv1.Status) { is.Phase = containersv1.Phase_PHASE_STOPPING })
+	_ = k.update(func(is *containersv1.Status) { is.Phase = containersv1.Phase_PHASE_STOPPING })
 	killed := k.hurry() == 0
 	k.signal(ctx, killed, paused)
 	timer := time.NewTimer(max(0, k.wait(killed)))
