@@ -49,7 +49,7 @@ test: setup build unit e2e crash vm ## everything that must pass: unit, laws, su
 
 unit: laws ## unit tests, laws and driver suites (as root)
 	go test -count=1 -timeout $(TEST_TIMEOUT) $$(go list ./... | grep -v "/test/")
-	go test -count=1 -timeout $(TEST_TIMEOUT) -tags fault ./internal/meta ./internal/fault
+	go test -count=1 -timeout $(TEST_TIMEOUT) -tags fault ./internal/meta ./internal/fault ./services/images
 
 laws: ## who may import whom, package comments, the store's drawing
 	go test -count=1 ./test

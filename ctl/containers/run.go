@@ -80,7 +80,8 @@ func runRun(cmd *cobra.Command, env *cli.Env, o *runOptions, args []string) erro
 	if err != nil {
 		return err
 	}
-	req.Spec.StdinOnce = o.interactive && !o.detach
+	// A terminal that is left has not come to its end; a pipe that broke has.
+	req.Spec.StdinOnce = o.interactive && !o.detach && !o.tty
 	c, err := o.create(ctx, env, req)
 	if err != nil {
 		return err

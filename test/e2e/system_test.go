@@ -153,6 +153,12 @@ func TestSeveralDaemons(t *testing.T) {
 	}
 	one.Must("rm", "-f", "c")
 	two.Must("inspect", "c")
+	defer func() { // each machine's end looks at the namespace that they share
+		for _, m := range []*harness.Machine{one, two} {
+			m.Try("rm", "-f", "c")
+		}
+		one.Stop()
+	}()
 	// A second daemon on the same directories is refused, and says what to do.
 	cmd := exec.Command(filepath.Join(one.Bin, "gantryd"), "--root", one.Root, "--state", one.State)
 	if r := one.Run(cmd); r.Code == 0 || !strings.Contains(r.Err, "another gantryd") {
