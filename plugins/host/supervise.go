@@ -24,6 +24,10 @@ const (
 	lastBackoff  = time.Minute
 	// flap is how long a process must live after it was ready for its death to be a first one again.
 	flap = time.Second
+	// flapPause bounds the pause before a process that was ready, and died soon, is started again: one that is
+	// killed from outside is back before its callers lose patience, and one that crashes at each call does not
+	// take a processor for itself.
+	flapPause = 200 * time.Millisecond
 )
 
 // supervised is one plugin: a handle for callers, and the goroutine that keeps a process behind it.
@@ -96,7 +100,7 @@ func (s *supervised) run(ctx context.Context) {
 			if lived := s.keep(ctx, p); lived >= flap {
 				flaps = 0
 			} else if flaps++; flaps > 1 {
-				s.pause(ctx, backoff(flaps-1))
+				s.pause(ctx, min(backoff(flaps-1), flapPause))
 			}
 		}
 	}
