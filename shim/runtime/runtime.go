@@ -116,15 +116,10 @@ type Mount struct {
 
 // Stats is one sample of a container's cgroup.
 type Stats struct {
-	CPUUsec          uint64 // used by all processes so far, in microseconds
-	CPUUserUsec      uint64
-	CPUSystemUsec    uint64
-	ThrottledUsec    uint64
-	MemoryBytes      uint64 // used, without what the page cache can give back at once
-	MemoryLimitBytes uint64 // 0: no limit
-	PIDs             uint64
-	PIDsLimit        uint64 // 0: no limit
-	OOMKills         uint64 // processes killed because memory ran out, so far
+	CPUUsec     uint64 // used by all processes so far, in microseconds
+	MemoryBytes uint64 // used, without what the page cache can give back at once
+	PIDs        uint64 // processes and threads
+	OOMKills    uint64 // processes killed because memory ran out, so far
 }
 
 // CommandError says why a program could not be executed. Its class is NotFound,

@@ -38,7 +38,7 @@ func (r *Runtime) create(ctx context.Context, cfg *runtime.Config) (_ *container
 	c := &container{id: cfg.ID, self: r.self, filter: p.filter, flags: p.flags, warn: b.warn, devpts: -1, root: -1}
 	defer func() {
 		if err != nil {
-			c.release()
+			c.release() //nolint:contextcheck // what was begun is undone although the caller has gone
 		}
 	}()
 	if c.group, err = r.cgroup(cfg); err != nil {

@@ -247,6 +247,7 @@ func (p *proc) explain(rec record) error {
 	case unix.E2BIG:
 		e.Reason = "its arguments and environment are too long"
 		e.Class = errdefs.ErrInvalidArgument
+	default: // the kernel's own word
 	}
 	return e
 }

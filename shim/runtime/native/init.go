@@ -16,7 +16,7 @@ import (
 // process 2 does; every other goes to process 2.
 
 // initCode is that program; it is copied, never called.
-func initCode()
+func initCode() //nolint:unused // named by initAddr, in assembler
 
 // initAddr is the address of its first instruction.
 func initAddr() unsafe.Pointer

@@ -184,11 +184,9 @@ func Context(t testing.TB) context.Context {
 // Made is a container with what its process wrote.
 type Made struct {
 	runtime.Container
-	b        *Box
-	Config   *runtime.Config
-	Out      *Output
-	done     chan struct{}
-	exitCode int
+	b      *Box
+	Config *runtime.Config
+	Out    *Output
 }
 
 // Output is the end of a pipe, read all the time.
@@ -267,7 +265,7 @@ func (b *Box) Create(c *runtime.Config) (*Made, error) {
 		b.leftNothing(c)
 		return nil, err
 	}
-	m := &Made{Container: made, b: b, Config: c, Out: Read(r), done: make(chan struct{})}
+	m := &Made{Container: made, b: b, Config: c, Out: Read(r)}
 	b.T.Cleanup(func() {
 		if err := m.Delete(context.Background()); err != nil {
 			b.T.Errorf("delete: %v", err)
