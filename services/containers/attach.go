@@ -130,8 +130,8 @@ func (s *Service) await(ctx context.Context, k *keeper, start *containersv1.Atta
 	return s.attached(ctx, k, streams, start, client)
 }
 
-// join joins init's streams. Whoever only looks does not end its stdin by leaving; whoever waited for
-// the run is its reader: what they miss is nowhere else, so the process waits for them.
+// join joins init's streams. Whoever began the run is waited for and misses nothing; whoever came
+// later, and is slow, is told what it has missed. Whoever only looks does not end stdin by leaving.
 func join(ctx context.Context, shim supervise.Shim, start *containersv1.AttachStart, replay bool) (streams supervise.IO, err error) {
 	switch {
 	case start.GetAwait():
@@ -152,7 +152,7 @@ func (s *Service) attached(ctx context.Context, k *keeper, streams supervise.IO,
 			s.log.Debug("a terminal keeps its size", "container", k.id, "err", err)
 		}
 	}
-	exited, err := s.pass(ctx, streams, client, !start.GetNoStdin())
+	exited, err := s.pass(ctx, k, streams, client, !start.GetNoStdin())
 	if exited || err != nil {
 		return err
 	}
@@ -174,12 +174,17 @@ const shortly = time.Second
 var errHungUp = fmt.Errorf("the connection to its shim is gone: attach again: %w", errdefs.ErrUnavailable)
 
 // pass copies both ways until the process has exited, the client has left, or the connection to the
-// shim is gone. The process never waits for it: a client that is slow loses output, and is told.
-func (s *Service) pass(ctx context.Context, streams supervise.IO, client Client, stdin bool) (exited bool, err error) {
+// shim is gone.
+func (s *Service) pass(ctx context.Context, k *keeper, streams supervise.IO, client Client, stdin bool) (exited bool, err error) {
+	var wg sync.WaitGroup
+	defer wg.Wait()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	stop := context.AfterFunc(ctx, func() { _ = streams.Close() }) // ends Recv below
-	defer stop()
+	q := newBacklog()
+	context.AfterFunc(ctx, func() {
+		_ = streams.Close() // ends Recv
+		q.close()
+	})
 	// It ends once the client's stream does, which is after the caller has returned: nobody but
 	// Close can wait for it.
 	if err := s.background(func() {
@@ -189,9 +194,22 @@ func (s *Service) pass(ctx context.Context, streams supervise.IO, client Client,
 	}); err != nil {
 		return false, err
 	}
+	wg.Go(func() {
+		defer q.close()
+		for {
+			out, err := streams.Recv()
+			if err != nil || !q.put(out) {
+				return
+			}
+		}
+	})
+	wg.Go(func() {
+		_, _ = k.until(ctx, func(c *containersv1.Container, gone bool) (bool, error) { return gone || !alive(c), nil })
+		q.lift()
+	})
 	for {
-		out, err := streams.Recv()
-		if err != nil {
+		out, ok := q.take()
+		if !ok {
 			if ctx.Err() != nil {
 				return false, context.Cause(ctx)
 			}

@@ -61,6 +61,39 @@ func TestAttachAwait(t *testing.T) {
 	w.clean()
 }
 
+// TestSlowReader has a client stop reading: while the process runs so does its daemon, and once it has
+// ended the container goes, and the client has everything all the same.
+func TestSlowReader(t *testing.T) {
+	w := newWorld(t)
+	w.create("web", &containersv1.Spec{RemoveOnExit: true})
+	client, done := w.attach(&containersv1.AttachStart{Ref: "web", Await: true})
+	client.out = make(chan *typesv1.ProcessOutput) // it takes nothing
+	<-client.ready
+	c, err := w.Start(t.Context(), "web")
+	if err != nil {
+		t.Fatal(err)
+	}
+	shim := w.shims.of(w.state(c.GetMeta().GetId()))
+	const pieces = 40
+	for range pieces {
+		shim.init.say(strings.Repeat("x", 32<<10))
+	}
+	time.Sleep(20 * time.Millisecond)
+	if n := shim.init.reached(); n > 2+lag/(32<<10) {
+		t.Errorf("the daemon has read %d pieces for somebody who reads none", n)
+	}
+	shim.ends(0)
+	w.eventually("web", gone)
+	text, exit := read(t, client)
+	if len(text) != len("first byte\n")+pieces*32<<10 || exit.GetCode() != 0 {
+		t.Errorf("%d bytes, %v", len(text), exit)
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	w.clean()
+}
+
 func TestAttachAwaitFails(t *testing.T) {
 	w := newWorld(t)
 	w.create("web", nil)

@@ -10,7 +10,7 @@
 //	watch.go       what shims say, and their ends
 //	release.go     from an ended process to nothing
 //	recover.go     what was running when the last daemon ended
-//	attach.go      joining a process; exec.go another process in a container
+//	attach.go      joining a process; exec.go another process in a container; backlog.go slow clients
 //	logs.go        what a container has written
 //	check.go       the store, directories, shims, namespaces and cgroups compared
 //	store.go       the tables

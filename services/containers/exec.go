@@ -108,7 +108,7 @@ func (x *process) start(ctx context.Context) (streams supervise.IO, err error) {
 // join passes everything on until the end, which is always an exit.
 func (x *process) join(ctx context.Context, streams supervise.IO, client Client) error {
 	defer streams.Close() //nolint:errcheck // it is only read from now on
-	exited, err := x.s.pass(ctx, streams, client, x.req.GetOpenStdin())
+	exited, err := x.s.pass(ctx, x.k, streams, client, x.req.GetOpenStdin())
 	if exited {
 		x.forget(ctx)
 		return err

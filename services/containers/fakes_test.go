@@ -594,6 +594,13 @@ type fakeProcess struct {
 	in    []*typesv1.ProcessInput
 	more  chan struct{}
 	ended bool
+	read  int // how far anybody has read
+}
+
+func (p *fakeProcess) reached() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.read
 }
 
 func newProcess() *fakeProcess { return &fakeProcess{more: make(chan struct{})} }
@@ -898,6 +905,7 @@ func (x *fakeIO) Recv() (*typesv1.ProcessOutput, error) {
 		if x.at < len(x.p.out) {
 			o := x.p.out[x.at]
 			x.at++
+			x.p.read = max(x.p.read, x.at)
 			x.p.mu.Unlock()
 			return o, nil
 		}
