@@ -12,6 +12,7 @@
 //	publish.go  ports                            foreign.go  other firewalls' forward chains
 //	listen.go   who listens on a port already    sysctl.go   what must be turned on
 //	check.go    what differs                     turns.go    one at a time
+//	ruleset.go  talking to nftables
 package bridge
 
 import (
