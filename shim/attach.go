@@ -74,18 +74,18 @@ func (s *shim) join(c *net.UnixConn) {
 		refuse(c, err)
 		return
 	}
-	cur, err := cl.p.out.enter(g.Replay)
+	place, err := cl.p.out.enter(g)
 	if err != nil {
 		refuse(c, fmt.Errorf("attach to process %q: %w", g.Process, err))
 		return
 	}
-	defer cl.p.out.leave()
+	defer cl.p.out.leave(place)
 	if _, err := c.Write(frame.AppendHeader(nil, frame.Welcome, 0)); err != nil {
 		return
 	}
 	var in sync.WaitGroup
 	in.Go(func() { cl.inputs(r) })
-	cl.outputs(cur)
+	cl.outputs(place)
 	_ = c.Close() // ends inputs
 	in.Wait()
 	if !g.NoStdin {
@@ -102,23 +102,25 @@ func refuse(c *net.UnixConn, err error) {
 }
 
 // enter takes a place at the streams.
-func (o *outputs) enter(replay bool) (cursor, error) {
+func (o *outputs) enter(g frame.Greeting) (*reader, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.readers >= maxReaders {
-		return cursor{}, fmt.Errorf("%d clients are attached, which is the limit: %w", maxReaders, errdefs.ErrResourceExhausted)
+	if len(o.readers) >= maxReaders {
+		return nil, fmt.Errorf("%d clients are attached, which is the limit: %w", maxReaders, errdefs.ErrResourceExhausted)
 	}
-	o.readers++
-	if replay {
-		return o.ring.begin(), nil
+	r := &reader{cursor: o.ring.end(), whole: g.Whole}
+	if g.Replay {
+		r.cursor = o.ring.begin()
 	}
-	return o.ring.end(), nil
+	o.readers[r] = true
+	return r, nil
 }
 
-func (o *outputs) leave() {
+func (o *outputs) leave(r *reader) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.readers--
+	delete(o.readers, r)
+	o.room.Broadcast()
 }
 
 // frames are what readers' frames are gathered in.
@@ -128,14 +130,14 @@ var frames = sync.Pool{New: func() any {
 }}
 
 // outputs sends the client what the process writes, as fast as it takes it, until the end.
-func (cl *client) outputs(cur cursor) {
+func (cl *client) outputs(r *reader) {
 	for last := false; !last; {
-		if !cl.p.out.wait(&cur, cl.hungUp) {
+		if !cl.p.out.wait(r, cl.hungUp) {
 			return
 		}
 		buf := frames.Get().(*[]byte) //nolint:forcetypeassert // nothing else is in there
 		var b []byte
-		b, last = cl.p.out.read(&cur, (*buf)[:0])
+		b, last = cl.p.out.read(r, (*buf)[:0])
 		_, err := cl.c.Write(b)
 		frames.Put(buf)
 		if err != nil {
@@ -145,27 +147,31 @@ func (cl *client) outputs(cur cursor) {
 }
 
 // wait waits for news; false: the client is gone, or there will be none.
-func (o *outputs) wait(cur *cursor, gone func() bool) bool {
+func (o *outputs) wait(r *reader, gone func() bool) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	for cur.pos == o.ring.head && o.exit == nil {
+	for r.pos == o.ring.head && !o.over() {
 		if o.closed {
 			return false
 		}
 		o.news.Wait()
-		if cur.pos == o.ring.head && o.exit == nil && gone() {
+		if r.pos == o.ring.head && !o.over() && gone() {
 			return false
 		}
 	}
 	return true
 }
 
+// over reports, with mu held, that the process has ended and all that it wrote is in the ring.
+func (o *outputs) over() bool { return o.exit != nil && o.pumps == 0 }
+
 // read appends what a client has not seen to b. last: the exit is in it.
-func (o *outputs) read(cur *cursor, b []byte) (_ []byte, last bool) {
+func (o *outputs) read(r *reader, b []byte) (_ []byte, last bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	b = o.ring.read(cur, b)
-	if cur.pos != o.ring.head || o.exit == nil {
+	b = o.ring.read(&r.cursor, b)
+	o.room.Broadcast()
+	if r.pos != o.ring.head || !o.over() {
 		return b, false
 	}
 	if x, err := frame.AppendExit(b, o.exit); err == nil {

@@ -58,8 +58,7 @@ func settle() error {
 		return fmt.Errorf("subreaper: %w", err)
 	}
 	// It is executed by descriptor, and would be called by its number.
-	name := append([]byte("gantry-shim"), 0)
-	_ = unix.Prctl(unix.PR_SET_NAME, addr(name), 0, 0, 0)
+	_ = os.WriteFile("/proc/self/comm", []byte("gantry-shim"), 0)
 	unix.Umask(0o022)
 	return nil
 }

@@ -330,7 +330,7 @@ func (s *shim) over(x *typesv1.Exit, message string) {
 		}
 	}
 	s.afterExecs()
-	s.init.drain(true)
+	s.init.drain(false)
 	if s.init.perhapsOOM(x) && s.oomKills(ctx) > 0 {
 		x.Reason = reasonOOM
 	}

@@ -109,7 +109,7 @@ func (s *shim) startExec(ctx context.Context, p *process) (pid int, err error) {
 		if err != nil {
 			s.log.Error("how a process ended is not known", "process", p.name, "err", err)
 		}
-		p.drain(false)
+		p.drain(true)
 		if p.perhapsOOM(x) && s.oomKills(context.WithoutCancel(ctx)) > 0 {
 			x.Reason = reasonOOM
 		}

@@ -19,16 +19,12 @@ import (
 	"os"
 	goruntime "runtime"
 	"runtime/debug"
-	"unsafe"
 
 	shimv1 "github.com/gantryd/gantry/proto/gantry/shim/v1"
-	"github.com/gantryd/gantry/shim/runtime/plain"
+	"github.com/gantryd/gantry/shim/runtime/native"
 )
 
 func main() {
-	if len(os.Args) > 0 && os.Args[0] == plain.InitName {
-		os.Exit(plain.InitMain(os.Args))
-	}
 	// There is a shim for every container: two threads of Go do, and garbage is collected early.
 	goruntime.GOMAXPROCS(2)
 	debug.SetGCPercent(20)
@@ -42,7 +38,7 @@ func main() {
 
 // run is the shim's life. An error means that it did not begin.
 func run() error {
-	if err := plain.Seal(); err != nil {
+	if err := native.Seal(); err != nil {
 		return err
 	}
 	b, err := readBoot(os.Stdin)
@@ -100,11 +96,10 @@ func (s *shim) close() {
 
 // shut ends the pumps: nothing is written to the log after that.
 func (p *process) shut() {
+	p.out.close()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, pu := range p.pumps {
 		pu.close()
 	}
 }
-
-func addr(b []byte) uintptr { return uintptr(unsafe.Pointer(&b[0])) }

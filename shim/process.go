@@ -19,7 +19,8 @@ import (
 )
 
 const (
-	// drainTime bounds how long an exit waits for the pipes to be empty.
+	// drainTime bounds how long an exit waits until everything is read. A client that wants the
+	// whole may take longer over it; it gets the rest, and the exit after that.
 	drainTime = 2 * time.Second
 	// reasonOOM is why the kernel kills for want of memory.
 	reasonOOM = "oom"
@@ -108,9 +109,6 @@ func (p *process) make(tty, stdin bool, create func(runtime.Stdio) (runtime.Proc
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, old := range p.pumps { // somebody outside holds the pipe of an earlier run
-		old.close()
-	}
 	p.rp, p.tty, p.term, p.began, p.killed, p.ready = rp, tty, term, time.Time{}, false, true
 	if tty {
 		p.setSize()
@@ -199,25 +197,25 @@ func (p *process) perhapsOOM(x *typesv1.Exit) bool {
 	return !p.killed && (x.GetSignal() == uint32(unix.SIGKILL) || x.GetCode() == 128+uint32(unix.SIGKILL))
 }
 
-// drain waits, for a bounded time, until everything that the process wrote is read. all: also what
-// others write who hold its pipes; for whom, if they outlive the wait, the pipes stay.
-func (p *process) drain(all bool) {
+// drain waits, for a bounded time, until everything that the process wrote is read. linger: its
+// children may go on writing, for nobody, rather than die of a broken pipe.
+func (p *process) drain(linger bool) {
 	p.mu.Lock()
 	pumps, tty := p.pumps, p.tty
 	p.mu.Unlock()
+	for _, pu := range pumps {
+		if linger && !tty && p.stays.enter() {
+			pu.linger.Store(true)
+			go func() {
+				<-pu.gone
+				p.stays.leave()
+			}()
+		}
+		pu.settle()
+	}
 	t := time.NewTimer(drainTime)
 	defer t.Stop()
 	for _, pu := range pumps {
-		if !all {
-			if !tty && p.stays.enter() {
-				pu.linger.Store(true)
-				go func() {
-					<-pu.gone
-					p.stays.leave()
-				}()
-			}
-			pu.settle()
-		}
 		select {
 		case <-pu.rest:
 		case <-t.C:

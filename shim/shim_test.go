@@ -32,6 +32,10 @@ func TestMain(m *testing.M) {
 		main()
 		return
 	}
+	if os.Args[0] == "stranger" {
+		stranger(os.Args[1])
+		return
+	}
 	code := m.Run()
 	_ = os.RemoveAll(rootfsDir)
 	if code == 0 {
@@ -121,8 +125,7 @@ func newBox(t testing.TB, args ...string) *box {
 		t.Skip("SKIPPED: containers need root")
 	}
 	tmp := t.TempDir()
-	id := fmt.Sprintf("%x", filepath.Base(tmp)+filepath.Base(filepath.Dir(tmp)))
-	id = id[len(id)-min(len(id), 24):]
+	id := newNonce()
 	dir := bundle.Dir{State: filepath.Join(tmp, "c", id), Root: filepath.Join(tmp, "containers", id)}
 	if err := os.MkdirAll(dir.Root, 0o700); err != nil {
 		t.Fatal(err)
@@ -255,13 +258,15 @@ type heard struct {
 func hear(t testing.TB, c supervise.IO, enough func(*heard) bool) *heard {
 	t.Helper()
 	h := &heard{}
+	late := time.AfterFunc(30*time.Second, func() { _ = c.Close() })
+	defer late.Stop()
 	for {
 		o, err := c.Recv()
 		if errors.Is(err, io.EOF) {
 			return h
 		}
 		if err != nil {
-			t.Fatalf("after %q: %v", tail(h.out.String()), err)
+			t.Fatalf("after %q %q: %v", tail(h.out.String()), tail(h.err.String()), err)
 		}
 		switch o := o.GetOutput().(type) {
 		case *typesv1.ProcessOutput_Stdout:
@@ -314,8 +319,8 @@ func (b *box) logged() string {
 	b.ok(err)
 	defer r.Close() //nolint:errcheck // only read
 	var out strings.Builder
-	for {
-		rec, err := r.Next(b.ctx())
+	for ctx := b.ctx(); ; {
+		rec, err := r.Next(ctx)
 		if errors.Is(err, io.EOF) {
 			return out.String()
 		}

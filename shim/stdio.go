@@ -25,22 +25,34 @@ const (
 
 // outputs is what a process writes: to the log first, then the ring, where readers find it in their
 // own time. Over its life a process may run many times.
+//
+// A reader never slows the process: what the ring has no room for, it loses, and is told. The
+// exception is one that asked for the whole, because what it misses is nowhere else ("gantry run",
+// "gantry exec c tar c /"): for that one the process waits, as long as its connection stands.
 type outputs struct {
 	log *logfile.Writer // nil: none
 
 	reading sync.Mutex // one chunk at a time keeps the order of the streams
 
 	mu      sync.Mutex
-	news    sync.Cond
+	news    sync.Cond // for readers: there is more
+	room    sync.Cond // for writers: somebody has read
 	ring    ring
-	readers int
+	readers map[*reader]bool
+	pumps   int           // that have not read everything yet
 	exit    *typesv1.Exit // once nothing more comes
 	closed  bool          // nobody will be told more
 }
 
+// reader is one client's place.
+type reader struct {
+	cursor
+	whole bool
+}
+
 func newOutputs(log *logfile.Writer) *outputs {
-	o := &outputs{log: log, ring: ring{max: 2 * ringPerStream}}
-	o.news.L = &o.mu
+	o := &outputs{log: log, ring: ring{max: 2 * ringPerStream}, readers: map[*reader]bool{}}
+	o.news.L, o.room.L = &o.mu, &o.mu
 	return o
 }
 
@@ -78,8 +90,30 @@ func (o *outputs) chunk(t frame.Type, fd int, discard bool) (int, error) {
 func (o *outputs) add(t frame.Type, p []byte) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.ring.add(t, p)
-	o.news.Broadcast()
+	for len(p) > 0 {
+		n := min(len(p), frame.MaxPayload)
+		o.await(entryHead + n)
+		o.ring.add(t, p[:n])
+		p = p[n:]
+		o.news.Broadcast()
+	}
+}
+
+// await waits, with mu held, until n bytes fit into the ring without overwriting what somebody has not
+// read who wants the whole.
+func (o *outputs) await(n int) {
+	for !o.closed && o.inTheWay(n) {
+		o.room.Wait()
+	}
+}
+
+func (o *outputs) inTheWay(n int) bool {
+	for r := range o.readers {
+		if r.whole && int(o.ring.head-r.pos)+n > o.ring.max { //nolint:gosec // at most max
+			return true
+		}
+	}
+	return false
 }
 
 // started tells readers that a run begins.
@@ -101,6 +135,7 @@ func (o *outputs) close() {
 	defer o.mu.Unlock()
 	o.closed = true
 	o.news.Broadcast()
+	o.room.Broadcast()
 }
 
 // newRun ends the log's last line: what comes now is another process's.
@@ -127,6 +162,9 @@ type pump struct {
 
 // startPump takes f over.
 func startPump(o *outputs, t frame.Type, f *os.File) *pump {
+	o.mu.Lock()
+	o.pumps++
+	o.mu.Unlock()
 	p := &pump{o: o, t: t, f: f, rest: make(chan struct{}), gone: make(chan struct{})}
 	go p.run()
 	return p
@@ -141,7 +179,16 @@ func (p *pump) close() {
 	<-p.gone
 }
 
-func (p *pump) quiet() { p.once.Do(func() { close(p.rest) }) }
+// quiet says that nothing more of the process's own will come.
+func (p *pump) quiet() {
+	p.once.Do(func() {
+		close(p.rest)
+		p.o.mu.Lock()
+		defer p.o.mu.Unlock()
+		p.o.pumps--
+		p.o.news.Broadcast()
+	})
+}
 
 func (p *pump) run() {
 	defer close(p.gone)
@@ -274,7 +321,7 @@ func (in *input) end() {
 	in.news.Broadcast()
 }
 
-// eof is a client's end of input. A terminal is told by the character that means it, if it takes it so.
+// eof is a client's end of input. A terminal is told by the character that means it, as from a keyboard.
 func (in *input) eof(once bool) {
 	in.mu.Lock()
 	f, tty := in.f, in.tty
@@ -303,7 +350,7 @@ func (in *input) isOnce() bool {
 	return in.once
 }
 
-// eofChar is the character that ends input on a terminal in canonical mode.
+// eofChar is the character that ends input on a terminal.
 func eofChar(f *os.File) (c byte, ok bool) {
 	rc, err := f.SyscallConn()
 	if err != nil {
@@ -311,7 +358,7 @@ func eofChar(f *os.File) (c byte, ok bool) {
 	}
 	_ = rc.Control(func(fd uintptr) {
 		t, err := unix.IoctlGetTermios(int(fd), unix.TCGETS) //nolint:gosec // a descriptor
-		if ok = err == nil && t.Lflag&unix.ICANON != 0; ok {
+		if ok = err == nil; ok {
 			c = t.Cc[unix.VEOF]
 		}
 	})

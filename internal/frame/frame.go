@@ -141,11 +141,13 @@ type Greeting struct {
 	Process string // "" is init
 	Replay  bool   // what is still remembered comes first
 	NoStdin bool   // the client only watches: that it leaves ends nothing
+	Whole   bool   // nothing may be lost: the process waits for this client, for as long as it is there
 }
 
 const (
 	flagReplay  = 1
 	flagNoStdin = 2
+	flagWhole   = 4
 )
 
 // maxName bounds the name of a process.
@@ -160,6 +162,9 @@ func (g Greeting) Marshal() []byte {
 	if g.NoStdin {
 		b[0] |= flagNoStdin
 	}
+	if g.Whole {
+		b[0] |= flagWhole
+	}
 	return append(b, g.Process...)
 }
 
@@ -168,7 +173,7 @@ func ParseGreeting(b []byte) (Greeting, error) {
 	if len(b) == 0 || len(b) > 1+maxName {
 		return Greeting{}, fmt.Errorf("%w: hello of %d bytes", ErrMalformed, len(b))
 	}
-	return Greeting{Process: string(b[1:]), Replay: b[0]&flagReplay != 0, NoStdin: b[0]&flagNoStdin != 0}, nil
+	return Greeting{Process: string(b[1:]), Replay: b[0]&flagReplay != 0, NoStdin: b[0]&flagNoStdin != 0, Whole: b[0]&flagWhole != 0}, nil
 }
 
 // AppendSize appends a Resize.

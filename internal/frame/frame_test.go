@@ -15,7 +15,7 @@ import (
 func TestRoundTrip(t *testing.T) {
 	big := bytes.Repeat([]byte("x"), MaxPayload)
 	var b []byte
-	b = Append(b, Hello, Greeting{Process: "exec-1", Replay: true}.Marshal())
+	b = Append(b, Hello, Greeting{Process: "exec-1", Replay: true, Whole: true}.Marshal())
 	b = Append(b, Stdin, []byte("ls\n"))
 	b = Append(b, Stdout, big)
 	b = Append(b, StdinEOF, nil)
@@ -41,7 +41,7 @@ func TestRoundTrip(t *testing.T) {
 				}
 				return p
 			}
-			if g, err := ParseGreeting(next(Hello)); err != nil || g != (Greeting{Process: "exec-1", Replay: true}) {
+			if g, err := ParseGreeting(next(Hello)); err != nil || g != (Greeting{Process: "exec-1", Replay: true, Whole: true}) {
 				t.Errorf("greeting %+v, %v", g, err)
 			}
 			if p := next(Stdin); string(p) != "ls\n" {

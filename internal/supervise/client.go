@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gantryd/gantry/internal/bundle"
+	"github.com/gantryd/gantry/internal/frame"
 	"github.com/gantryd/gantry/internal/rpc"
 	shimv1 "github.com/gantryd/gantry/proto/gantry/shim/v1"
 )
@@ -30,6 +31,9 @@ type client struct {
 	t    *ttrpc.Client
 	dir  bundle.Dir
 	gone chan struct{}
+
+	mu      sync.Mutex
+	streams map[*streams]bool // open
 }
 
 // dial connects to the shim of dir, whoever that is.
@@ -40,7 +44,7 @@ func dial(ctx context.Context, dir bundle.Dir) (*client, error) {
 	}
 	gone := make(chan struct{})
 	t := ttrpc.NewClient(conn, ttrpc.WithOnClose(sync.OnceFunc(func() { close(gone) })))
-	c := &client{calls: calls{shimv1.NewShimClient(t)}, t: t, dir: dir, gone: gone}
+	c := &client{calls: calls{shimv1.NewShimClient(t)}, t: t, dir: dir, gone: gone, streams: map[*streams]bool{}}
 	runtime.AddCleanup(c, func(t *ttrpc.Client) { _ = t.Close() }, t)
 	return c, nil
 }
@@ -56,12 +60,30 @@ func classify(ctx context.Context, err error) error {
 // Gone is closed when the connection is lost.
 func (c *client) Gone() <-chan struct{} { return c.gone }
 
+// Shutdown ends the shim. What it still has for clients who read slowly is fetched first: it is bounded,
+// and they get it from here.
+func (c *client) Shutdown(ctx context.Context, req *shimv1.ShutdownRequest) (*shimv1.ShutdownResponse, error) {
+	for _, s := range c.open() {
+		s.fetch(ctx)
+	}
+	return c.calls.Shutdown(ctx, req)
+}
+
+func (c *client) open() (all []*streams) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for s := range c.streams {
+		all = append(all, s)
+	}
+	return all
+}
+
 // Close closes the connection; the shim lives on.
 func (c *client) Close() error { return c.t.Close() }
 
 // IO joins a process's streams.
 func (c *client) IO(ctx context.Context, process string, replay bool) (IO, error) {
-	return c.join(ctx, process, replay, false)
+	return c.join(ctx, frame.Greeting{Process: process, Replay: replay})
 }
 
 // connect connects to a socket in the state directory. The path of one may be longer than a socket's

@@ -20,26 +20,36 @@ import (
 	typesv1 "github.com/gantryd/gantry/proto/gantry/types/v1"
 )
 
+// readAhead is how much is held here for a client that reads slowly, before the shim has to hold it.
+const readAhead = 128 << 10
+
 // streams is an IO.
 type streams struct {
-	c *net.UnixConn
+	c    *net.UnixConn
+	from *client
+	r    *frame.Reader
+	done chan struct{} // closed when everything was received, or nothing more will be
 
 	sending sync.Mutex
 	buf     []byte
 
-	receiving sync.Mutex
-	r         *frame.Reader
-	over      bool // the exit was received
+	mu    sync.Mutex
+	news  sync.Cond
+	queue []*typesv1.ProcessOutput
+	held  int   // bytes in queue
+	all   bool  // hold everything that comes
+	err   error // after the queue; io.EOF after the exit
 }
 
-func (c *client) join(ctx context.Context, process string, replay, noStdin bool) (IO, error) {
+func (c *client) join(ctx context.Context, g frame.Greeting) (IO, error) {
 	conn, err := connect(ctx, c.dir, bundle.IOFile)
 	if err != nil {
 		return nil, classify(ctx, fmt.Errorf("%w: %w", err, errdefs.ErrUnavailable))
 	}
-	s := &streams{c: conn, r: frame.NewReader(conn)}
+	s := &streams{c: conn, from: c, r: frame.NewReader(conn), done: make(chan struct{})}
+	s.news.L = &s.mu
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
-	err = s.greet(frame.Greeting{Process: process, Replay: replay, NoStdin: noStdin})
+	err = s.greet(g)
 	if !stop() || err != nil {
 		if err == nil {
 			err = context.Cause(ctx)
@@ -47,7 +57,21 @@ func (c *client) join(ctx context.Context, process string, replay, noStdin bool)
 		_ = conn.Close()
 		return nil, classify(ctx, err)
 	}
+	c.enter(s)
+	go s.receive() // until the connection ends, which Close waits for
 	return s, nil
+}
+
+func (c *client) enter(s *streams) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.streams[s] = true
+}
+
+func (c *client) leave(s *streams) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.streams, s)
 }
 
 func (s *streams) greet(g frame.Greeting) error {
@@ -112,13 +136,72 @@ func (s *streams) Send(in *typesv1.ProcessInput) error {
 	return nil
 }
 
+// receive reads ahead, until there is nothing more to come.
+func (s *streams) receive() {
+	defer close(s.done)
+	for err := error(nil); err == nil; {
+		var out *typesv1.ProcessOutput
+		if out, err = s.next(); err == nil {
+			if _, last := out.GetOutput().(*typesv1.ProcessOutput_Exit); last {
+				err = io.EOF
+			}
+		}
+		s.put(out, err)
+	}
+}
+
+// put adds to the queue, when it has room.
+func (s *streams) put(out *typesv1.ProcessOutput, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for s.held >= readAhead && !s.all && err == nil {
+		s.news.Wait()
+	}
+	if out != nil {
+		s.queue = append(s.queue, out)
+		s.held += size(out)
+	}
+	s.err = err
+	s.news.Broadcast()
+}
+
+func size(out *typesv1.ProcessOutput) int { return len(out.GetStdout()) + len(out.GetStderr()) }
+
+// fetch waits until everything that the shim has is here.
+func (s *streams) fetch(ctx context.Context) {
+	s.unbound()
+	select {
+	case <-s.done:
+	case <-ctx.Done():
+	}
+}
+
+func (s *streams) unbound() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.all = true
+	s.news.Broadcast()
+}
+
 // Recv returns what the process sends next; the exit is last, then io.EOF.
 func (s *streams) Recv() (*typesv1.ProcessOutput, error) {
-	s.receiving.Lock()
-	defer s.receiving.Unlock()
-	if s.over {
-		return nil, io.EOF
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for len(s.queue) == 0 {
+		if s.err != nil {
+			return nil, s.err
+		}
+		s.news.Wait()
 	}
+	out := s.queue[0]
+	s.queue[0], s.queue = nil, s.queue[1:]
+	s.held -= size(out)
+	s.news.Broadcast()
+	return out, nil
+}
+
+// next reads a frame.
+func (s *streams) next() (*typesv1.ProcessOutput, error) {
 	for {
 		t, b, err := s.r.Next()
 		if errors.Is(err, frame.ErrMalformed) {
@@ -150,7 +233,6 @@ func (s *streams) Recv() (*typesv1.ProcessOutput, error) {
 			if err != nil {
 				return nil, err
 			}
-			s.over = true
 			out.Output = &typesv1.ProcessOutput_Exit{Exit: x}
 		default: // from a shim that knows more
 			continue
@@ -161,7 +243,11 @@ func (s *streams) Recv() (*typesv1.ProcessOutput, error) {
 
 // Close gives up the place.
 func (s *streams) Close() error {
-	if err := s.c.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+	err := s.c.Close()
+	s.unbound()
+	<-s.done
+	s.from.leave(s)
+	if err != nil && !errors.Is(err, net.ErrClosed) {
 		return fmt.Errorf("io: %w", err)
 	}
 	return nil

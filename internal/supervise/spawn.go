@@ -40,7 +40,6 @@ func (s *Supervisor) Spawn(ctx context.Context, dir bundle.Dir, boot *shimv1.Boo
 	if err == nil {
 		var c Shim
 		if c, err = p.meet(ctx, dir); err == nil {
-			p.leave()
 			return c, nil
 		}
 		err = fmt.Errorf("%w%s", err, lastWords(dir))
@@ -70,7 +69,6 @@ type child struct {
 	p      *os.Process
 	stdout *os.File
 	done   chan struct{} // closed when it has ended and was reaped
-	left   bool
 }
 
 // start executes the shim and tells it what to do.
@@ -109,8 +107,9 @@ func (s *Supervisor) start(dir bundle.Dir, boot *shimv1.Boot) (*child, error) {
 	// Whoever starts a process reaps it. This ends with the shim, or with this process: there is
 	// nothing in it to wait for.
 	go func() {
-		_, _ = p.Wait()
+		st, err := p.Wait()
 		close(c.done)
+		s.log.Debug("a shim has ended", "container", dir.ID(), "state", st.String(), "err", err)
 	}()
 	return c, nil
 }
@@ -152,9 +151,6 @@ func (c *child) meet(ctx context.Context, dir bundle.Dir) (Shim, error) {
 	}
 	return dial(ctx, dir)
 }
-
-// leave leaves the shim to itself.
-func (c *child) leave() { c.left = true }
 
 // kill ends it and waits until it has.
 func (c *child) kill() {

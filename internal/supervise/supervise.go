@@ -16,6 +16,9 @@ import (
 	"os"
 	"sync"
 
+	"github.com/containerd/log"
+
+	"github.com/gantryd/gantry/internal/frame"
 	shimv1 "github.com/gantryd/gantry/proto/gantry/shim/v1"
 	typesv1 "github.com/gantryd/gantry/proto/gantry/types/v1"
 )
@@ -46,9 +49,18 @@ type IO interface {
 // process's input, even if that ends with its first client.
 func Watch(ctx context.Context, s Shim, process string, replay bool) (IO, error) {
 	if c, ok := s.(*client); ok {
-		return c.join(ctx, process, replay, true)
+		return c.join(ctx, frame.Greeting{Process: process, Replay: replay, NoStdin: true})
 	}
 	return s.IO(ctx, process, replay)
+}
+
+// Whole joins a process's streams as one who must not miss anything: the process waits while this
+// client does not read. Join before the process is started, to get all of it.
+func Whole(ctx context.Context, s Shim, process string, noStdin bool) (IO, error) {
+	if c, ok := s.(*client); ok {
+		return c.join(ctx, frame.Greeting{Process: process, Replay: true, NoStdin: noStdin, Whole: true})
+	}
+	return s.IO(ctx, process, true)
 }
 
 // Options is where a Supervisor finds things.
@@ -73,5 +85,8 @@ func New(o Options) *Supervisor {
 	if s.log == nil {
 		s.log = slog.Default()
 	}
+	// ttrpc's client writes "received message on inactive stream" to stderr when an answer comes
+	// after its caller has left, which is what long polls do; all that matters it returns.
+	_ = log.SetLevel(log.PanicLevel.String())
 	return s
 }
