@@ -3,6 +3,7 @@ package harness
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -107,6 +108,29 @@ func (m *Machine) Stop() {
 		<-m.ended
 	}
 	m.daemon = nil
+}
+
+// Halt ends a daemon that may be dying of SIGKILL by its own hand, and reports whether it did.
+func (m *Machine) Halt() (killed bool) {
+	m.T.Helper()
+	_ = m.daemon.Process.Signal(syscall.SIGTERM)
+	select {
+	case err := <-m.ended:
+		var exit *exec.ExitError
+		if errors.As(err, &exit) {
+			ws, ok := exit.Sys().(syscall.WaitStatus)
+			killed = ok && ws.Signal() == syscall.SIGKILL
+		}
+		if err != nil && !killed {
+			m.T.Errorf("gantryd: %v", err)
+		}
+	case <-time.After(30 * time.Second):
+		m.T.Errorf("gantryd did not end within 30 s of SIGTERM")
+		_ = m.daemon.Process.Kill()
+		<-m.ended
+	}
+	m.daemon = nil
+	return killed
 }
 
 // Restart kills the daemon with SIGKILL and starts another.
