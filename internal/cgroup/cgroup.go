@@ -184,18 +184,29 @@ func mkdir(top, path string, cpuset bool) error {
 		return nil
 	}
 	for _, name := range []string{"cpuset.cpus", "cpuset.mems"} {
-		if mine, err := os.ReadFile(filepath.Join(top+path, name)); err != nil || len(strings.TrimSpace(string(mine))) > 0 {
-			continue
-		}
-		above, err := os.ReadFile(filepath.Join(top+filepath.Dir(path), name))
-		if err != nil {
-			return err
-		}
-		if err := write(filepath.Join(top+path, name), strings.TrimSpace(string(above))); err != nil {
+		if _, err := inherit(top, path, name); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// inherit gives an empty cpuset what the one above it has, which somebody may have made a moment ago
+// and not filled yet; and answers what it has.
+func inherit(top, path, name string) (string, error) {
+	raw, err := os.ReadFile(filepath.Join(top+path, name))
+	if err != nil {
+		return "", err
+	}
+	mine := strings.TrimSpace(string(raw))
+	if mine != "" || path == "/" {
+		return mine, nil
+	}
+	above, err := inherit(top, filepath.Dir(path), name)
+	if err != nil {
+		return "", err
+	}
+	return above, write(filepath.Join(top+path, name), above)
 }
 
 // createV2 makes the group in the v2 tree and hands the controllers down to it.

@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -350,4 +351,42 @@ func BenchmarkCreate(b *testing.B) {
 	}
 	above, _ := Open(fmt.Sprintf("/gantry-bench-%d", os.Getpid()))
 	_ = above.RemoveIfEmpty()
+}
+
+// TestCreateTogether: groups below one that nobody has made yet are usable, whoever makes it.
+func TestCreateTogether(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("SKIPPED: making cgroups needs root")
+	}
+	top := fmt.Sprintf("/gantry-together-%d", os.Getpid())
+	above, err := Open(top)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 10 {
+		var wg sync.WaitGroup
+		for i := range 8 {
+			wg.Go(func() {
+				g, err := Open(fmt.Sprintf("%s/%d", top, i))
+				if err == nil {
+					err = g.Create()
+				}
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if dir := g.dir("cpuset"); dir != "" {
+					for _, name := range []string{"cpuset.cpus", "cpuset.mems"} {
+						if raw, err := os.ReadFile(filepath.Join(dir, name)); err != nil || len(trim(raw)) == 0 {
+							t.Errorf("%s is empty: %v", name, err)
+						}
+					}
+				}
+			})
+		}
+		wg.Wait()
+		if err := above.Remove(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
 }

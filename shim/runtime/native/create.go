@@ -97,6 +97,12 @@ func (r *Runtime) cgroup(cfg *runtime.Config) (*cgroup.Group, error) {
 	if err != nil {
 		return nil, err
 	}
+	// What runs under this name is another container, or this one: nothing of it is touched.
+	if g.Exists() {
+		if pids, err := g.Pids(); err != nil || len(pids) > 0 {
+			return nil, errors.Join(err, fmt.Errorf("cgroup %s: %d processes are in it: %w", where, len(pids), errdefs.ErrAlreadyExists))
+		}
+	}
 	if err := g.Create(); err != nil {
 		return g, err
 	}
@@ -114,7 +120,7 @@ func (r *Runtime) cgroup(cfg *runtime.Config) (*cgroup.Group, error) {
 // write makes what the parent can make, and the program for the rest.
 func (b *builder) write(cfg *runtime.Config, ns *namespaces, p *process, e *cgroup.Entrance) (*os.File, error) {
 	s := cfg.Spec
-	if err := b.oomScore(s.Process.OOMScoreAdj); err != nil {
+	if err := b.oomScore(s.Process.OOMScoreAdj, b.warn); err != nil {
 		return nil, err
 	}
 	b.enter(e)
@@ -283,9 +289,16 @@ const procMagic = 0x9fa0
 
 // oomScore has the child say how it is to be chosen when memory is short, while it still sees the
 // host's procfs, which is verified to be one. Only the privileged may ask to be spared.
-func (p *program) oomScore(adj *int) error {
+func (p *program) oomScore(adj *int, warn func(string, ...any)) error {
+	id := whoamiNow()
 	if adj == nil {
-		return nil
+		if id.oomScore >= 0 {
+			return nil
+		}
+		adj = new(int) // the daemon is spared for its own sake, not for its containers'
+	}
+	if *adj < id.oomScore && id.caps>>capSysResource&1 == 0 {
+		warn("this host does not let a process be spared when memory is short", "oom_score_adj", *adj, "stays", id.oomScore)
 	}
 	if *adj < -1000 || *adj > 1000 {
 		return invalid("process.oomScoreAdj %d: it must be between -1000 and 1000", *adj)

@@ -112,7 +112,7 @@ func (c *container) execIn(ctx context.Context, p *process, ctl *control, term *
 		return nil, fmt.Errorf("the container does not run: %w: %w", errdefs.ErrFailedPrecondition, err)
 	}
 	open.add(pidfd)
-	if err := b.oomScore(p.spec.OOMScoreAdj); err != nil {
+	if err := b.oomScore(p.spec.OOMScoreAdj, c.warn); err != nil {
 		return nil, err
 	}
 	b.enter(entrance)

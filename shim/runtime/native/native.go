@@ -23,6 +23,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -39,10 +40,11 @@ type Runtime struct {
 
 // identity is what this process may do, which no child of it can exceed.
 type identity struct {
-	caps    uint64 // permitted
-	bound   uint64 // in the bounding set
-	lastCap uint
-	limits  [unlimited]unix.Rlimit
+	caps     uint64 // permitted
+	bound    uint64 // in the bounding set
+	lastCap  uint
+	limits   [unlimited]unix.Rlimit
+	oomScore int
 }
 
 // insecure lets tests show what a guard is for; see the tests named after CVEs.
@@ -79,9 +81,9 @@ var whoami = sync.OnceValues(func() (identity, error) {
 		name, value, _ := strings.Cut(l, ":")
 		switch name {
 		case "CapPrm":
-			_, err = fmt.Sscanf(strings.TrimSpace(value), "%x", &id.caps)
+			id.caps, err = strconv.ParseUint(strings.TrimSpace(value), 16, 64)
 		case "CapBnd":
-			_, err = fmt.Sscanf(strings.TrimSpace(value), "%x", &id.bound)
+			id.bound, err = strconv.ParseUint(strings.TrimSpace(value), 16, 64)
 		}
 		if err != nil {
 			return id, fmt.Errorf("read capabilities: %w", err)
@@ -91,8 +93,17 @@ var whoami = sync.OnceValues(func() (identity, error) {
 	if err != nil {
 		return id, err
 	}
-	if _, err := fmt.Sscan(string(raw), &id.lastCap); err != nil || id.lastCap > 63 {
-		return id, fmt.Errorf("read number of capabilities: %q", raw)
+	last, err := strconv.ParseUint(strings.TrimSpace(string(raw)), 10, 6)
+	if err != nil {
+		return id, fmt.Errorf("read number of capabilities: %w", err)
+	}
+	id.lastCap = uint(last)
+	raw, err = os.ReadFile("/proc/self/oom_score_adj")
+	if err != nil {
+		return id, err
+	}
+	if id.oomScore, err = strconv.Atoi(strings.TrimSpace(string(raw))); err != nil {
+		return id, fmt.Errorf("read oom_score_adj: %w", err)
 	}
 	for i := range id.limits {
 		if err := unix.Getrlimit(i, &id.limits[i]); err != nil {

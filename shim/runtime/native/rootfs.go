@@ -120,19 +120,26 @@ func splitLower(o options) options {
 
 // overlayByPath uses mount(2) in a mount namespace of a thread's own, takes a copy out, and lets the
 // thread go, and the namespace with it.
-func overlayByPath(source string, o options) (int, error) {
-	type answer struct {
-		fd  int
-		err error
-	}
-	done := make(chan answer)
+func overlayByPath(source string, o options) (fd int, err error) {
+	onThread(func() { fd, err = overlayHere(source, o) })
+	return fd, err
+}
+
+// onThread runs fn on a thread that ends with it. That is never the process's first: it could not end,
+// and its namespaces are what /proc/self shows as the process's.
+func onThread(fn func()) {
+	done := make(chan struct{})
 	go func() {
-		goruntime.LockOSThread() // never unlocked: the thread ends with this goroutine
-		fd, err := overlayHere(source, o)
-		done <- answer{fd, err}
+		defer close(done)
+		goruntime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			defer goruntime.UnlockOSThread()
+			onThread(fn) // on another, as long as this one is held
+			return
+		}
+		fn() // still locked at its end: the thread goes
 	}()
-	a := <-done
-	return a.fd, a.err
+	<-done
 }
 
 func overlayHere(source string, o options) (int, error) {

@@ -39,6 +39,9 @@ type place struct {
 	unborn bool
 }
 
+// nowhere goes with an error.
+var nowhere = place{fd: -1}
+
 func (p *place) close() {
 	if p.fd >= 0 {
 		_ = unix.Close(p.fd)
@@ -98,7 +101,7 @@ func (t *tree) walk(name string, kind uint32) (place, error) {
 	if fd, err := openIn(l.fd, relative(l.at, clean), unix.O_PATH, unix.RESOLVE_NO_SYMLINKS); err == nil {
 		return look(clean, fd)
 	} else if !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ELOOP) && !errors.Is(err, unix.ENOTDIR) {
-		return place{}, &os.PathError{Op: "open", Path: clean, Err: err}
+		return nowhere, &os.PathError{Op: "open", Path: clean, Err: err}
 	}
 	w := walker{t: t, name: name, todo: strings.Split(name, "/"), kind: kind}
 	return w.run()
@@ -108,7 +111,7 @@ func look(at string, fd int) (place, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		_ = unix.Close(fd)
-		return place{}, &os.PathError{Op: "stat", Path: at, Err: err}
+		return nowhere, &os.PathError{Op: "stat", Path: at, Err: err}
 	}
 	return place{path: at, fd: fd, mode: st.Mode, device: st.Rdev}, nil
 }
@@ -124,7 +127,7 @@ type walker struct {
 }
 
 func (w *walker) fail(err error) (place, error) {
-	return place{}, &os.PathError{Op: "walk", Path: w.name, Err: err}
+	return nowhere, &os.PathError{Op: "walk", Path: w.name, Err: err}
 }
 
 func (w *walker) run() (place, error) {

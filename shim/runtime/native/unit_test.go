@@ -340,6 +340,25 @@ func TestOverlay(t *testing.T) {
 	}
 }
 
+// TestOnThread: the process's own mount namespace stays the process's.
+func TestOnThread(t *testing.T) {
+	t.Parallel()
+	before, err := os.Readlink("/proc/self/ns/mnt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 200 {
+		onThread(func() {
+			if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_FS); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	if after, err := os.Readlink("/proc/self/ns/mnt"); err != nil || after != before {
+		t.Errorf("%s became %s, %v", before, after, err)
+	}
+}
+
 // TestFailedStep: an error in the child becomes a sentence, and nothing is left.
 func TestFailedStep(t *testing.T) {
 	b := runtimetest.New(t, newRuntime(t))

@@ -479,6 +479,14 @@ func limits(b *Box) {
 	if !strings.Contains(out, "can't fork") {
 		b.T.Errorf("pids limit: %s", out)
 	}
+	for adj, want := range map[int]string{-10: "", 0: "0"} { // asked to be spared: done, or told
+		c = b.Sh("cat /proc/self/oom_score_adj")
+		c.Spec.Process.OOMScoreAdj = &adj
+		out, code := b.Run(c)
+		if code != 0 || want != "" && strings.TrimSpace(out) != want || want == "" && strings.TrimSpace(out) != "-10" && !strings.Contains(b.Warned(), "spared") {
+			b.T.Errorf("oom_score_adj %d: %s %s", adj, out, b.Warned())
+		}
+	}
 	adj := 500
 	c = b.Sh("cat /proc/self/oom_score_adj")
 	c.Spec.Process.OOMScoreAdj = &adj
@@ -537,6 +545,19 @@ func lifecycle(b *Box) {
 	// Made again with the same configuration, it finds what was written.
 	b.expect(b.Sh("echo kept >/root/kept"), "")
 	b.expect(b.Sh("cat /root/kept"), "kept")
+	// One that runs is not disturbed by another of its name.
+	first := b.Start(b.Sh("echo up; while :; do sleep 0.05; done"))
+	first.Out.Until(b.T, "up")
+	c := b.Sh("true")
+	c.Spec.Linux.CgroupsPath = first.Config.Spec.Linux.CgroupsPath
+	if _, err := b.R.Create(Context(b.T), c); !errdefs.IsAlreadyExists(err) {
+		b.T.Errorf("created twice: %v", err)
+	}
+	if err := first.Init().Signal(0); err != nil {
+		b.T.Errorf("it was disturbed: %v", err)
+	}
+	b.check(first.Kill(Context(b.T), unix.SIGKILL))
+	first.Wait()
 	// Never started, and deleted.
 	m, err = b.Create(b.Sh("echo never"))
 	b.check(err)
