@@ -36,9 +36,9 @@ func (r *Runtime) create(ctx context.Context, cfg *runtime.Config) (_ *container
 		return nil, err
 	}
 	c := &container{id: cfg.ID, self: r.self, filter: p.filter, flags: p.flags, warn: b.warn, devpts: -1, root: -1}
-	defer func() {
+	defer func() { //nolint:contextcheck // what was begun is undone although the caller has gone
 		if err != nil {
-			c.release() //nolint:contextcheck // what was begun is undone although the caller has gone
+			c.release()
 		}
 	}()
 	if c.group, err = r.cgroup(cfg); err != nil {
