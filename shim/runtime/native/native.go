@@ -13,10 +13,13 @@
 // could have replaced is not trusted (/dev/null and procfs are the host's and a new mount); a child
 // closes every descriptor before it can be seen; the shim's executable cannot be written (Seal).
 //
-//	native.go     Runtime and Create          program.go clone.go control.go  the list, the child, the socket
-//	tree.go       paths in what is not yet mounted     rootfs.go mounts.go dev.go hide.go  filesystems
-//	user.go caps.go process.go  who it runs as, and with what    container.go exec.go  afterwards
+//	native.go create.go  Runtime and Create          program.go clone.go control.go  the list, the child, the socket
+//	tree.go       paths in what is not yet mounted     rootfs.go mounts.go options.go dev.go hide.go  filesystems
+//	spec.go user.go caps.go process.go  who it runs as, and with what    container.go exec.go  afterwards
 //	terminal.go   terminals     seal.go init.go  the shim's executable, the small init
+//
+// It is longer than a package should be: who reads how a container starts reads all of it, and none of
+// its parts has another user.
 package native
 
 import (
