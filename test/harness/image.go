@@ -84,7 +84,7 @@ func BusyboxLayer(t testing.TB) Layer {
 		t.Fatal(err)
 	}
 	entries := []Entry{
-		Dir("bin"), Dir("etc"), Dir("root"), Dir("tmp"), Dir("home"), Dir("var"), Dir("proc"), Dir("sys"), Dir("dev"),
+		Dir("bin"), Dir("etc"), Dir("root"), Dir("home"), Dir("var"), Dir("proc"), Dir("sys"), Dir("dev"),
 		File("bin/busybox", string(program), 0o755),
 		File("etc/passwd", "root:x:0:0:root:/root:/bin/sh\ndaemon:x:1:1:daemon:/:/bin/false\nuser:x:1000:1000:user:/home:/bin/sh\n", 0o644),
 		File("etc/group", "root:x:0:\ndaemon:x:1:\nuser:x:1000:\nextra:x:2000:user\n", 0o644),
