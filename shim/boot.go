@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"crypto/rand"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -116,9 +115,16 @@ func (s *shim) introduce(run uint64) error {
 	})
 }
 
+// newNonce is random. It asks the kernel itself: crypto/rand would bring more than it.
 func newNonce() string {
 	b := make([]byte, 16)
-	_, _ = rand.Read(b) // never fails
+	for n := 0; n < len(b); {
+		m, err := unix.Getrandom(b[n:], 0)
+		if err != nil && !errors.Is(err, unix.EINTR) {
+			panic("getrandom: " + err.Error()) // not since Linux 3.17
+		}
+		n += max(m, 0)
+	}
 	return hex.EncodeToString(b)
 }
 

@@ -51,6 +51,7 @@ type shim struct {
 	end    chan struct{}  // closed when the shim is to end
 	ending func()         // the next answer is the last
 	work   sync.WaitGroup // those who watch processes
+	idle   *time.Timer    // a while after the last of them
 
 	op sync.Mutex // one change of init's life at a time: create, start, delete, and starting again
 
@@ -83,6 +84,7 @@ func newShim(boot *shimv1.Boot, nonce string, rt runtime.Runtime, log *slog.Logg
 			func(err error) { log.Error("the container's output cannot be written to its log", "err", err) })
 	}
 	s.exits.dir = s.dir
+	s.idle = time.AfterFunc(time.Hour, giveBack)
 	s.init = newProcess("", newOutputs(s.out), boot.GetStdinOnce(), s.reap, &s.stays)
 	return s
 }
@@ -225,8 +227,8 @@ func (s *shim) config() (*runtime.Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("config.json: %w", err)
 	}
-	spec := &specs.Spec{}
-	if err := json.Unmarshal(raw, spec); err != nil {
+	spec, err := parseSpec(raw)
+	if err != nil {
 		return nil, fmt.Errorf("config.json: %w: %w", err, errdefs.ErrInvalidArgument)
 	}
 	if spec.Process == nil || spec.Linux == nil {
@@ -245,6 +247,29 @@ func (s *shim) config() (*runtime.Config, error) {
 		}
 	}
 	return c, nil
+}
+
+// parseSpec reads config.json, but for what is about other systems: to know their types too would cost
+// every shim some memory.
+func parseSpec(raw []byte) (*specs.Spec, error) {
+	var c struct {
+		Version     string            `json:"ociVersion"`
+		Process     *specs.Process    `json:"process"`
+		Root        *specs.Root       `json:"root"`
+		Hostname    string            `json:"hostname"`
+		Domainname  string            `json:"domainname"`
+		Mounts      []specs.Mount     `json:"mounts"`
+		Hooks       *specs.Hooks      `json:"hooks"`
+		Annotations map[string]string `json:"annotations"`
+		Linux       *specs.Linux      `json:"linux"`
+	}
+	if err := json.Unmarshal(raw, &c); err != nil {
+		return nil, err
+	}
+	return &specs.Spec{
+		Version: c.Version, Process: c.Process, Root: c.Root, Hostname: c.Hostname, Domainname: c.Domainname, Mounts: c.Mounts,
+		Hooks: c.Hooks, Annotations: c.Annotations, Linux: c.Linux,
+	}, nil
 }
 
 func readBounded(path string) ([]byte, error) {

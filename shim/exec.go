@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	goruntime "runtime"
+	"runtime/debug"
 	"slices"
 	"time"
 
@@ -153,6 +155,19 @@ func (s *shim) past1(p *process, x *typesv1.Exit) {
 	s.mu.Unlock()
 	if old != nil {
 		s.forget(old)
+	}
+	s.idle.Reset(idleTime)
+}
+
+// idleTime is how long after a process has ended it is likely that there will be no other soon.
+const idleTime = 5 * time.Second
+
+// giveBack gives back what many processes took, if there were many.
+func giveBack() {
+	var m goruntime.MemStats
+	goruntime.ReadMemStats(&m)
+	if m.NumGC > 0 && m.HeapSys-m.HeapReleased > 1<<20 {
+		debug.FreeOSMemory()
 	}
 }
 

@@ -32,7 +32,8 @@ const KeepExits = 100
 // maxExit bounds one record, in bytes.
 const maxExit = 4 << 10
 
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+// castagnoli makes its table when it is first used, once: a shim should not spend its start on it.
+func castagnoli() *crc32.Table { return crc32.MakeTable(crc32.Castagnoli) }
 
 // A record is one line: the checksum of what follows it in eight hexadecimal digits, a space, JSON.
 // A line that was cut short, or that something else got into, is told by its checksum and skipped.
@@ -41,7 +42,7 @@ func appendExit(b []byte, x Exit) ([]byte, error) {
 	if err != nil {
 		return b, fmt.Errorf("exit: %w", err)
 	}
-	return append(fmt.Appendf(b, "%08x %s", crc32.Checksum(raw, castagnoli), raw), '\n'), nil
+	return append(fmt.Appendf(b, "%08x %s", crc32.Checksum(raw, castagnoli()), raw), '\n'), nil
 }
 
 func parseExit(line []byte) (x Exit, ok bool) {
@@ -49,7 +50,7 @@ func parseExit(line []byte) (x Exit, ok bool) {
 		return Exit{}, false
 	}
 	sum, err := strconv.ParseUint(string(line[:8]), 16, 32)
-	if err != nil || crc32.Checksum(line[9:], castagnoli) != uint32(sum) {
+	if err != nil || crc32.Checksum(line[9:], castagnoli()) != uint32(sum) {
 		return Exit{}, false
 	}
 	return x, json.Unmarshal(line[9:], &x) == nil

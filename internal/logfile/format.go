@@ -57,7 +57,8 @@ const (
 // MaxBlock bounds the bytes of one block.
 const MaxBlock = 64 << 10
 
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+// castagnoli makes its table when it is first used, once: a shim should not spend its start on it.
+func castagnoli() *crc32.Table { return crc32.MakeTable(crc32.Castagnoli) }
 
 // block is the header of a block.
 type block struct {
@@ -90,7 +91,7 @@ func (b *block) put(buf []byte) {
 }
 
 func sum(head, payload []byte) uint32 {
-	return crc32.Update(crc32.Checksum(head, castagnoli), castagnoli, payload)
+	return crc32.Update(crc32.Checksum(head, castagnoli()), castagnoli(), payload)
 }
 
 var (
@@ -145,7 +146,7 @@ func putSegment(first uint64) []byte {
 	b := append(make([]byte, 0, segHeader), segMagic...)
 	b = binary.LittleEndian.AppendUint64(b, first)
 	b = append(b, 0, 0, 0, 0)
-	return binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
+	return binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, castagnoli()))
 }
 
 func parseSegment(b []byte) (first uint64, ok bool) {
@@ -153,7 +154,7 @@ func parseSegment(b []byte) (first uint64, ok bool) {
 		return 0, false
 	}
 	le := binary.LittleEndian
-	return le.Uint64(b[8:]), le.Uint32(b[20:]) == crc32.Checksum(b[:20], castagnoli)
+	return le.Uint64(b[8:]), le.Uint32(b[20:]) == crc32.Checksum(b[:20], castagnoli())
 }
 
 func segmentPath(dir string, n uint64) string { return filepath.Join(dir, fmt.Sprintf("%08d.log", n)) }
