@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -188,6 +190,24 @@ func TestResume(t *testing.T) {
 		}
 		if got, err := s.Read(desc.Digest, 1<<20); err != nil || !bytes.Equal(got, content) {
 			t.Fatal("read back:", err)
+		}
+	}
+}
+
+// TestNoRoomKeepsNothing: a part that was given up for want of room, wherever that was, is not what fills the disk.
+func TestNoRoomKeepsNothing(t *testing.T) {
+	for _, cause := range []error{syscall.ENOSPC, fmt.Errorf("unpack: %w", errdefs.ErrResourceExhausted)} {
+		s, content := store(t), bytes.Repeat([]byte("0123456789"), 1000)
+		in, err := s.Ingest(t.Context(), describe(content))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := in.Write(content[:4000]); err != nil {
+			t.Fatal(err)
+		}
+		in.Close(cause)
+		if got := left(t, s); len(got) != 0 {
+			t.Errorf("%v: left %v", cause, got)
 		}
 	}
 }

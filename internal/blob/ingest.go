@@ -193,8 +193,9 @@ func (in *Ingest) spoil(err error) error {
 	return err
 }
 
-// Close ends the ingest. What arrived in part is kept for the next one, unless it is known to be wrong; followers that have
-// not seen all of it are told cause. Closing twice is fine.
+// Close ends the ingest. What arrived in part is kept for the next one, unless it is known to be wrong, or cause is that
+// there is no room: then it would take what others need. Followers that have not seen all of it are told cause.
+// Closing twice is fine.
 func (in *Ingest) Close(cause error) {
 	if in.closed {
 		return
@@ -204,8 +205,8 @@ func (in *Ingest) Close(cause error) {
 		cause = errUnfinished
 	}
 	in.tell(0, fmt.Errorf("blob %s: %w", in.desc.Digest, cause))
-	if in.have == 0 && in.desc.Size > 0 {
-		_ = os.Remove(in.f.Name()) // nothing to continue
+	if in.have == 0 && in.desc.Size > 0 || in.have < in.desc.Size && noRoom(cause) {
+		_ = os.Remove(in.f.Name()) // nothing to continue, or no room to keep it in
 	}
 	_ = in.f.Close() // a committed blob was synced; a partial one is verified when it is continued
 	in.s.land(in.desc.Digest)

@@ -138,7 +138,11 @@ func (p *peers) startPodman(t *testing.T) {
 		p.podman = nil
 		return
 	}
-	t.Cleanup(func() { _ = p.podman("rm", "-af", "-t", "0")(); _ = p.podman("system", "reset", "-f")(); p.m.Sh("ip link del cni-podman0 2>/dev/null || true; nft flush ruleset") })
+	t.Cleanup(func() {
+		_ = p.podman("rm", "-af", "-t", "0")()
+		_ = p.podman("system", "reset", "-f")()
+		p.m.Sh("ip link del cni-podman0 2>/dev/null || true; nft flush ruleset")
+	})
 	run := func(args ...string) func() error {
 		return p.podman(append(append([]string{"run"}, limits...), args...)...)
 	}
