@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -52,6 +53,7 @@ type shim struct {
 	ending func()         // the next answer is the last
 	work   sync.WaitGroup // those who watch processes
 	idle   *time.Timer    // a while after the last of them
+	once   sync.Once      // the first start
 
 	op sync.Mutex // one change of init's life at a time: create, start, delete, and starting again
 
@@ -321,6 +323,7 @@ func (s *shim) launch(ctx context.Context) (pid int, err error) {
 		return 0, err
 	}
 	s.set(func() { s.phase, s.message = shimv1.Phase_PHASE_RUNNING, "" })
+	s.once.Do(func() { time.AfterFunc(startTime, func() { debug.SetGCPercent(garbage) }) })
 	s.work.Go(func() {
 		x, err := s.init.wait()
 		if err != nil {

@@ -179,6 +179,16 @@ func (s *Supervisor) executable() (*os.File, error) {
 	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr); err != nil {
 		return nil, errors.Join(fmt.Errorf("mount_setattr %s: %w", path, err), unix.Close(fd))
 	}
+	writeBack(path)
 	s.binary = os.NewFile(uintptr(fd), path) //nolint:gosec // a descriptor
 	return s.binary, nil
+}
+
+// writeBack has the kernel write a program to disk that was installed a moment ago: until then its
+// pages count as the private dirty memory of whoever runs it. That it cannot be done harms nobody.
+func writeBack(path string) {
+	if f, err := os.Open(path); err == nil { //nolint:gosec // the daemon's own program
+		_ = unix.Fdatasync(int(f.Fd())) //nolint:gosec // a descriptor
+		_ = f.Close()
+	}
 }
