@@ -23,17 +23,19 @@ formatted() {
 }
 
 generated() {
-	local dir
+	local dir f rc=0
 	dir=$(mktemp -d)
-	trap 'rm -rf "$dir"' RETURN
-	PATH="$tools:$PATH" "$buf" generate -o "$dir" || return 1
-	local f rc=0
-	while IFS= read -r f; do
-		cmp -s "$f" "$dir/$f" || {
-			echo "$f is not what the protos say (make proto)"
-			rc=1
-		}
-	done < <(git ls-files 'proto/*.pb.go')
+	if PATH="$tools:$PATH" "$buf" generate -o "$dir"; then
+		while IFS= read -r f; do
+			cmp -s "$f" "$dir/$f" || {
+				echo "$f is not what the protos say (make proto)"
+				rc=1
+			}
+		done < <(git ls-files 'proto/*.pb.go')
+	else
+		rc=1
+	fi
+	rm -rf "$dir"
 	return $rc
 }
 
