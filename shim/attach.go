@@ -206,6 +206,7 @@ func (cl *client) inputs(r *frame.Reader) {
 			if sig := signalNumber(string(b)); sig != 0 {
 				_ = cl.p.signal(sig) // likewise
 			}
+		default: // what a newer daemon says and we do not know
 		}
 	}
 }

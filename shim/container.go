@@ -308,7 +308,7 @@ func (s *shim) start(ctx context.Context) (pid int, err error) {
 		s.mu.Lock()
 		s.stopped = true // whoever asked knows: it is theirs to try again
 		s.mu.Unlock()
-		s.over(s.unstarted(err), err.Error())
+		s.over(s.unstarted(err), err.Error()) //nolint:contextcheck // an end is recorded, whoever asked for the start
 	}
 	return pid, err
 }
@@ -324,7 +324,7 @@ func (s *shim) launch(ctx context.Context) (pid int, err error) {
 	}
 	s.set(func() { s.phase, s.message = shimv1.Phase_PHASE_RUNNING, "" })
 	s.once.Do(func() { time.AfterFunc(startTime, func() { debug.SetGCPercent(garbage) }) })
-	s.work.Go(func() {
+	s.work.Go(func() { //nolint:contextcheck // it waits longer than any call
 		x, err := s.init.wait()
 		if err != nil {
 			s.log.Error("how the container ended is not known", "err", err)

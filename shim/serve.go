@@ -129,8 +129,9 @@ func (s *shim) alive() (runtime.Container, error) {
 	switch s.phaseNow() {
 	case shimv1.Phase_PHASE_CREATED, shimv1.Phase_PHASE_RUNNING, shimv1.Phase_PHASE_PAUSED:
 		return s.made()
+	default:
+		return nil, fmt.Errorf("the container does not run: %w", errdefs.ErrFailedPrecondition)
 	}
-	return nil, fmt.Errorf("the container does not run: %w", errdefs.ErrFailedPrecondition)
 }
 
 func (v service) Resize(_ context.Context, req *shimv1.ResizeRequest) (*shimv1.ResizeResponse, error) {

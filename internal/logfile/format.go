@@ -73,7 +73,6 @@ type block struct {
 
 func (b *block) total() int      { return b.length + overhead }
 func (b *block) continues() bool { return b.flags&flagContinues != 0 }
-func (b *block) open() bool      { return b.flags&flagOpen != 0 }
 
 // put writes header and footer around the payload in buf, which is as long as the block.
 func (b *block) put(buf []byte) {

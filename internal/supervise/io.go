@@ -92,6 +92,7 @@ func (s *streams) greet(g frame.Greeting) error {
 				return err
 			}
 			return rpc.FromStatus(status.Error(codes.Code(class), sentence))
+		default: // what a newer shim says first and we do not know
 		}
 	}
 }
