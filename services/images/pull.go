@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -36,6 +37,9 @@ func (s *Service) Pull(ctx context.Context, req *imagesv1.PullRequest, report Re
 		return nil, err
 	}
 	defer func() {
+		if errdefs.IsResourceExhausted(err) && !strings.Contains(err.Error(), "make room") { // a driver was the first to notice
+			err = fmt.Errorf("%w: make room on the filesystem of %s (`gantry system df` shows what gantry keeps)", err, s.Blobs.Root())
+		}
 		if err != nil {
 			err = fmt.Errorf("pull image %s: %w", name, err)
 		}
