@@ -151,13 +151,12 @@ func (o *outputs) wait(r *reader, gone func() bool) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for r.pos == o.ring.head && !o.over() {
-		if o.closed {
+		// Asked before the wait, under the lock that whoever says "gone" must take: a client that left while it
+		// was being written to is not waited for.
+		if o.closed || gone() {
 			return false
 		}
 		o.news.Wait()
-		if r.pos == o.ring.head && !o.over() && gone() {
-			return false
-		}
 	}
 	return true
 }

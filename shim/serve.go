@@ -245,8 +245,9 @@ type answers struct {
 }
 
 func (a answers) Write(p []byte) (int, error) {
+	ending := a.v.ending.Load() // before: an answer that was on its way when the end was asked for is not the last
 	n, err := a.Conn.Write(p)
-	if a.v.ending.Load() {
+	if ending {
 		a.v.last()
 	}
 	return n, err
