@@ -4,7 +4,8 @@
 //	config.go   gantryd.toml
 //	listen.go   sockets
 //	wire.go     which part supplies what another needs
-//	recover.go  what the last daemon left
+//	recover.go  the daemon's life: what the last one left, serving, reloading, ending
+//	warnings.go what this host lacks, and what that costs
 package main
 
 import (
