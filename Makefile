@@ -15,9 +15,10 @@ E2E_PARALLEL ?= 2
 BUF := $(TOOLS)/buf-1.72.0
 GOFUMPT := $(TOOLS)/gofumpt-0.12.0
 GOLANGCI := $(TOOLS)/golangci-lint-2.15.0
+EASYJSON := $(TOOLS)/easyjson-0.9.2
 
 .DEFAULT_GOAL := help
-.PHONY: help run stop build install uninstall test unit laws e2e crash vm bench check format proto tools setup clean
+.PHONY: help run stop build install uninstall test unit laws e2e crash vm bench check format proto generate tools setup clean
 
 help: ## explain the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,19 +69,22 @@ bench: setup build ## measure beside docker, podman, ctr, crun and runc, whichev
 	go test -tags bench -count=1 -timeout 60m -v ./test/bench $(BENCH)
 
 check: tools ## format, lint, protos, generated code, vet, changelog
-	@test/check.sh "$(TOOLS)" "$(BUF)" "$(GOFUMPT)" "$(GOLANGCI)"
+	@test/check.sh "$(TOOLS)" "$(BUF)" "$(GOFUMPT)" "$(GOLANGCI)" "$(EASYJSON)"
 
 format: tools ## format Go and protos
-	$(GOFUMPT) -w $$(git ls-files '*.go' ':!:*.pb.go')
+	$(GOFUMPT) -w $$(git ls-files '*.go' ':!:*.pb.go' ':!:*_easyjson.go')
 	$(BUF) format -w proto
 
 proto: tools ## generate Go from the protos
 	PATH="$(TOOLS):$$PATH" $(BUF) generate
 
+generate: proto ## that, and the readers of config.json
+	shim/spec/generate.sh "$(EASYJSON)" shim/spec/spec_easyjson.go
+
 setup: ## install the Debian packages that the tests use, where they are missing
 	@test/setup.sh test
 
-tools: $(BUF) $(GOFUMPT) $(GOLANGCI) $(TOOLS)/protoc-gen-go ## build the tools of "make check" into .tools/
+tools: $(BUF) $(GOFUMPT) $(GOLANGCI) $(EASYJSON) $(TOOLS)/protoc-gen-go ## build the tools of "make check" into .tools/
 
 # Version in the name: a new version is a new file, and an old tool is never taken for it.
 $(BUF):
@@ -89,6 +93,8 @@ $(GOFUMPT):
 	GOBIN=$(TOOLS) go install mvdan.cc/gofumpt@v0.12.0 && mv $(TOOLS)/gofumpt $@
 $(GOLANGCI):
 	GOBIN=$(TOOLS) go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0 && mv $(TOOLS)/golangci-lint $@
+$(EASYJSON):
+	GOBIN=$(TOOLS) go install github.com/mailru/easyjson/easyjson@v0.9.2 && mv $(TOOLS)/easyjson $@
 $(TOOLS)/protoc-gen-go:
 	GOBIN=$(TOOLS) go install google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2
 	GOBIN=$(TOOLS) go install github.com/containerd/ttrpc/cmd/protoc-gen-go-ttrpc@v1.2.10

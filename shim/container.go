@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -21,6 +20,7 @@ import (
 	shimv1 "github.com/gantryd/gantry/proto/gantry/shim/v1"
 	typesv1 "github.com/gantryd/gantry/proto/gantry/types/v1"
 	"github.com/gantryd/gantry/shim/runtime"
+	"github.com/gantryd/gantry/shim/spec"
 )
 
 const (
@@ -229,15 +229,15 @@ func (s *shim) config() (*runtime.Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("config.json: %w", err)
 	}
-	spec, err := parseSpec(raw)
+	sp, err := spec.Config(raw)
 	if err != nil {
 		return nil, fmt.Errorf("config.json: %w: %w", err, errdefs.ErrInvalidArgument)
 	}
-	if spec.Process == nil || spec.Linux == nil {
+	if sp.Process == nil || sp.Linux == nil {
 		return nil, fmt.Errorf("config.json: no process, or nothing for linux: %w", errdefs.ErrInvalidArgument)
 	}
 	c := &runtime.Config{
-		ID: s.boot.GetContainerId(), Bundle: s.dir.Root, Spec: spec, User: s.boot.GetUser(), NetNS: s.boot.GetNetns(),
+		ID: s.boot.GetContainerId(), Bundle: s.dir.Root, Spec: sp, User: s.boot.GetUser(), NetNS: s.boot.GetNetns(),
 		Init: s.boot.GetInit(), Warn: s.log.Warn,
 	}
 	for _, m := range s.boot.GetRootfs() {
@@ -249,29 +249,6 @@ func (s *shim) config() (*runtime.Config, error) {
 		}
 	}
 	return c, nil
-}
-
-// parseSpec reads config.json, but for what is about other systems: to know their types too would cost
-// every shim some memory.
-func parseSpec(raw []byte) (*specs.Spec, error) {
-	var c struct {
-		Version     string            `json:"ociVersion"`
-		Process     *specs.Process    `json:"process"`
-		Root        *specs.Root       `json:"root"`
-		Hostname    string            `json:"hostname"`
-		Domainname  string            `json:"domainname"`
-		Mounts      []specs.Mount     `json:"mounts"`
-		Hooks       *specs.Hooks      `json:"hooks"`
-		Annotations map[string]string `json:"annotations"`
-		Linux       *specs.Linux      `json:"linux"`
-	}
-	if err := json.Unmarshal(raw, &c); err != nil {
-		return nil, err
-	}
-	return &specs.Spec{
-		Version: c.Version, Process: c.Process, Root: c.Root, Hostname: c.Hostname, Domainname: c.Domainname, Mounts: c.Mounts,
-		Hooks: c.Hooks, Annotations: c.Annotations, Linux: c.Linux,
-	}, nil
 }
 
 func readBounded(path string) ([]byte, error) {
@@ -286,8 +263,8 @@ func readBounded(path string) ([]byte, error) {
 }
 
 // ownPids reports whether the container has a pid namespace of its own, so that all of it dies with init.
-func ownPids(spec *specs.Spec) bool {
-	for _, n := range spec.Linux.Namespaces {
+func ownPids(sp *specs.Spec) bool {
+	for _, n := range sp.Linux.Namespaces {
 		if n.Type == specs.PIDNamespace {
 			return n.Path == ""
 		}

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	goruntime "runtime"
 	"runtime/debug"
@@ -10,11 +9,11 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	shimv1 "github.com/gantryd/gantry/proto/gantry/shim/v1"
 	typesv1 "github.com/gantryd/gantry/proto/gantry/types/v1"
 	"github.com/gantryd/gantry/shim/runtime"
+	"github.com/gantryd/gantry/shim/spec"
 )
 
 // maxName bounds the name of a process.
@@ -35,11 +34,12 @@ func (s *shim) find(name string) (*process, error) {
 
 // exec makes another process, which waits to be started.
 func (s *shim) exec(ctx context.Context, req *shimv1.ExecRequest) error {
-	name, spec := req.GetProcess(), &specs.Process{}
+	name := req.GetProcess()
 	if name == "" || len(name) > maxName {
 		return fmt.Errorf("a process's name has 1 to %d bytes: %w", maxName, errdefs.ErrInvalidArgument)
 	}
-	if err := json.Unmarshal(req.GetSpec(), spec); err != nil {
+	sp, err := spec.Process(req.GetSpec())
+	if err != nil {
 		return fmt.Errorf("process: %w: %w", err, errdefs.ErrInvalidArgument)
 	}
 	p := newProcess(name, newOutputs(nil), true, s.reap, &s.stays)
@@ -48,12 +48,12 @@ func (s *shim) exec(ctx context.Context, req *shimv1.ExecRequest) error {
 	}
 	ctx, cancel := bounded(ctx)
 	defer cancel()
-	err := p.make(spec.Terminal, req.GetOpenStdin(), func(io runtime.Stdio) (runtime.Process, error) {
+	err = p.make(sp.Terminal, req.GetOpenStdin(), func(io runtime.Stdio) (runtime.Process, error) {
 		c, err := s.made()
 		if err != nil {
 			return nil, err
 		}
-		return c.Exec(ctx, &runtime.Exec{Spec: spec, User: req.GetUser(), Stdio: io})
+		return c.Exec(ctx, &runtime.Exec{Spec: sp, User: req.GetUser(), Stdio: io})
 	})
 	if err != nil {
 		s.forget(p)

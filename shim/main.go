@@ -12,12 +12,11 @@
 //	log.go            the shim's own words
 //
 // It is told everything by one JSON message on stdin, in a working directory that is the container's
-// state directory, and prints one JSON message. There are no flags, and no environment.
+// state directory, and prints one JSON message. There are no flags, and no environment but what Go's runtime is told (GOMAXPROCS).
 package main
 
 import (
 	"os"
-	goruntime "runtime"
 	"runtime/debug"
 	"time"
 
@@ -35,10 +34,8 @@ const (
 )
 
 func main() {
-	// There is a shim for every container: two threads of Go do. Garbage is not collected while the
-	// container is started: there is little (0.6 MB), and what collecting takes for itself, 1 MB and half
-	// a millisecond, most shims never need.
-	goruntime.GOMAXPROCS(2)
+	// Garbage is not collected while the container is started: there is little (0.5 MB), and what
+	// collecting takes for itself, 1 MB and half a millisecond, most shims never need.
 	debug.SetGCPercent(-1)
 	debug.SetMemoryLimit(startLimit)
 	if err := run(); err != nil {

@@ -95,7 +95,7 @@ func TestSmall(t *testing.T) {
 	if st.Size() > 8<<20 {
 		t.Errorf("%d bytes on disk", st.Size())
 	}
-	if with > 1536+512 { // some room for kernels that count otherwise
+	if with > 1536 {
 		t.Errorf("%d KiB private dirty", with)
 	}
 }

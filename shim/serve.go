@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -14,7 +13,6 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/ttrpc"
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -22,6 +20,7 @@ import (
 	shimv1 "github.com/gantryd/gantry/proto/gantry/shim/v1"
 	typesv1 "github.com/gantryd/gantry/proto/gantry/types/v1"
 	"github.com/gantryd/gantry/shim/runtime"
+	"github.com/gantryd/gantry/shim/spec"
 )
 
 // protocol is the version of the contract that this shim speaks.
@@ -113,8 +112,8 @@ func (v service) Resume(ctx context.Context, _ *shimv1.ResumeRequest) (*shimv1.R
 }
 
 func (v service) Update(ctx context.Context, req *shimv1.UpdateRequest) (*shimv1.UpdateResponse, error) {
-	r := &specs.LinuxResources{}
-	if err := json.Unmarshal(req.GetResources(), r); err != nil {
+	r, err := spec.Resources(req.GetResources())
+	if err != nil {
 		return nil, fmt.Errorf("resources: %w: %w", err, errdefs.ErrInvalidArgument)
 	}
 	c, err := v.s.alive()

@@ -3,7 +3,7 @@
 # Every part runs, even after one has failed: who mends one thing wants to know of the others.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-tools=$1 buf=$2 gofumpt=$3 golangci=$4
+tools=$1 buf=$2 gofumpt=$3 golangci=$4 easyjson=$5
 failed=()
 
 part() {
@@ -15,7 +15,7 @@ part() {
 
 formatted() {
 	local out
-	out=$(git ls-files -co --exclude-standard '*.go' | grep -v '\.pb\.go$' | xargs "$gofumpt" -l)
+	out=$(git ls-files -co --exclude-standard '*.go' | grep -vE '(\.pb|_easyjson)\.go$' | xargs "$gofumpt" -l)
 	[ -z "$out" ] || {
 		printf 'not formatted (make format):\n%s\n' "$out"
 		return 1
@@ -35,6 +35,10 @@ generated() {
 	else
 		rc=1
 	fi
+	shim/spec/generate.sh "$easyjson" "$dir/spec_easyjson.go" && cmp -s shim/spec/spec_easyjson.go "$dir/spec_easyjson.go" || {
+		echo "shim/spec/spec_easyjson.go is not what the specification says (make generate)"
+		rc=1
+	}
 	rm -rf "$dir"
 	return $rc
 }

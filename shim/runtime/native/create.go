@@ -20,6 +20,7 @@ import (
 // create does what Create says, with everything undone if it fails.
 func (r *Runtime) create(ctx context.Context, cfg *runtime.Config) (_ *container, err error) {
 	b := &builder{bundle: cfg.Bundle, warn: r.warner(cfg), root: -1, devpts: -1}
+	b.reserve(createSteps)
 	defer b.open.close()
 	ns, err := readNamespaces(cfg, &b.open)
 	if err != nil {

@@ -101,6 +101,7 @@ func (c *container) handles(open *files) (root, devpts int, err error) {
 // and only then a process that the container can see.
 func (c *container) execIn(ctx context.Context, p *process, ctl *control, term *os.File, open *files) (*proc, error) {
 	b := &program{controlFD: p.control}
+	b.reserve(execSteps)
 	defer b.closeControl()
 	entrance, err := c.group.Enter()
 	if err != nil {

@@ -102,6 +102,15 @@ func (p *program) say(format string, args ...any) {
 // that it shares with its parent.
 var clock func(step string) uintptr
 
+const (
+	createSteps = 320 // what making a container takes at the most, but for many mounts
+	execSteps   = 96
+)
+
+// reserve makes room for n steps: a list that grows is written several times over, and a shim keeps
+// what it has used.
+func (p *program) reserve(n int) { p.ops, p.steps = make([]op, 0, n), make([]step, 0, n) }
+
 // add appends a step and answers it, for as long as the next is not added.
 func (p *program) add(nr uintptr, args ...uintptr) *op {
 	var o op
