@@ -497,6 +497,7 @@ func TestPorts(t *testing.T) {
 func second[T any](_ T, err error) error { return err }
 
 func TestNetworks(t *testing.T) {
+	// No name here could be the beginning of an id, which is hexadecimal and a name as well.
 	b := newBench(t)
 	b.host = host{"172.30.0.0/24", "172.30.2.5/32", "10.0.0.0/8"}
 	subnet := func(name string) string {
@@ -505,8 +506,8 @@ func TestNetworks(t *testing.T) {
 		b.must(err)
 		return n.GetSubnets()[0] + " " + n.GetGateways()[0]
 	}
-	if a, c := subnet("a"), subnet("c"); a != "172.30.1.0/24 172.30.1.1" || c != "172.30.3.0/24 172.30.3.1" {
-		t.Errorf("picked %s and %s", a, c)
+	if g, i := subnet("g"), subnet("i"); g != "172.30.1.0/24 172.30.1.1" || i != "172.30.3.0/24 172.30.3.1" {
+		t.Errorf("picked %s and %s", g, i)
 	}
 	for name, c := range map[string]struct {
 		n    *networksv1.Network
@@ -514,20 +515,20 @@ func TestNetworks(t *testing.T) {
 	}{
 		"name":              {&networksv1.Network{Meta: &typesv1.Meta{Name: "a b"}}, errdefs.IsInvalidArgument},
 		"reserved":          {&networksv1.Network{Meta: &typesv1.Meta{Name: "host"}}, errdefs.IsInvalidArgument},
-		"taken":             {&networksv1.Network{Meta: &typesv1.Meta{Name: "a"}}, errdefs.IsAlreadyExists},
-		"driver":            {&networksv1.Network{Meta: &typesv1.Meta{Name: "d"}, Driver: "lost"}, errdefs.IsNotFound},
-		"no subnet":         {&networksv1.Network{Meta: &typesv1.Meta{Name: "d"}, Subnets: []string{"x"}}, errdefs.IsInvalidArgument},
-		"too small":         {&networksv1.Network{Meta: &typesv1.Meta{Name: "d"}, Subnets: []string{"192.168.1.0/31"}}, errdefs.IsInvalidArgument},
-		"ipv6":              {&networksv1.Network{Meta: &typesv1.Meta{Name: "d"}, Subnets: []string{"fd00::/64"}}, errdefs.IsNotImplemented},
-		"overlaps network":  {&networksv1.Network{Meta: &typesv1.Meta{Name: "d"}, Subnets: []string{"172.30.0.0/22"}}, errdefs.IsFailedPrecondition},
-		"overlaps host":     {&networksv1.Network{Meta: &typesv1.Meta{Name: "d"}, Subnets: []string{"10.9.0.0/24"}}, errdefs.IsFailedPrecondition},
-		"gateway elsewhere": {&networksv1.Network{Meta: &typesv1.Meta{Name: "d"}, Subnets: []string{"192.168.1.0/24"}, Gateways: []string{"192.168.2.1"}}, errdefs.IsInvalidArgument},
+		"taken":             {&networksv1.Network{Meta: &typesv1.Meta{Name: "g"}}, errdefs.IsAlreadyExists},
+		"driver":            {&networksv1.Network{Meta: &typesv1.Meta{Name: "j"}, Driver: "lost"}, errdefs.IsNotFound},
+		"no subnet":         {&networksv1.Network{Meta: &typesv1.Meta{Name: "j"}, Subnets: []string{"x"}}, errdefs.IsInvalidArgument},
+		"too small":         {&networksv1.Network{Meta: &typesv1.Meta{Name: "j"}, Subnets: []string{"192.168.1.0/31"}}, errdefs.IsInvalidArgument},
+		"ipv6":              {&networksv1.Network{Meta: &typesv1.Meta{Name: "j"}, Subnets: []string{"fd00::/64"}}, errdefs.IsNotImplemented},
+		"overlaps network":  {&networksv1.Network{Meta: &typesv1.Meta{Name: "j"}, Subnets: []string{"172.30.0.0/22"}}, errdefs.IsFailedPrecondition},
+		"overlaps host":     {&networksv1.Network{Meta: &typesv1.Meta{Name: "j"}, Subnets: []string{"10.9.0.0/24"}}, errdefs.IsFailedPrecondition},
+		"gateway elsewhere": {&networksv1.Network{Meta: &typesv1.Meta{Name: "j"}, Subnets: []string{"192.168.1.0/24"}, Gateways: []string{"192.168.2.1"}}, errdefs.IsInvalidArgument},
 	} {
 		if _, err := b.Create(t.Context(), c.n); !c.want(err) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	n, err := b.Create(t.Context(), &networksv1.Network{Meta: &typesv1.Meta{Name: "e"}, Subnets: []string{"192.168.7.9/24"}, Gateways: []string{"192.168.7.254"}})
+	n, err := b.Create(t.Context(), &networksv1.Network{Meta: &typesv1.Meta{Name: "k"}, Subnets: []string{"192.168.7.9/24"}, Gateways: []string{"192.168.7.254"}})
 	b.must(err)
 	if n.GetSubnets()[0] != "192.168.7.0/24" || n.GetGateways()[0] != "192.168.7.254" {
 		t.Errorf("masked: %v", n)
@@ -545,7 +546,7 @@ func TestNetworks(t *testing.T) {
 		}
 		return got
 	}
-	for want, kv := range map[string][]string{"ace": nil, "a": {"label", "tier=a"}, "ac": {"label", "tier"}, "ce": {"name", "c", "name", "e"}, "": {"driver", "x"}} {
+	for want, kv := range map[string][]string{"gik": nil, "g": {"label", "tier=g"}, "gi": {"label", "tier"}, "ik": {"name", "i", "name", "k"}, "": {"driver", "x"}} {
 		if got := list(kv...); got != want {
 			t.Errorf("list %v: %q, want %q", kv, got, want)
 		}
@@ -553,23 +554,23 @@ func TestNetworks(t *testing.T) {
 	if got := list("x", "y"); !strings.Contains(got, "no such key") {
 		t.Errorf("unknown filter: %s", got)
 	}
-	c := container("c", on("a"))
+	c := container("c", on("g"))
 	b.joined(c)
-	if err := b.Remove(t.Context(), "a"); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "name-of-c") {
+	if err := b.Remove(t.Context(), "g"); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "name-of-c") {
 		t.Errorf("remove what is in use: %v", err)
 	}
 	b.leave(c)
 	for range 2 {
-		b.must(b.Remove(t.Context(), "a"))
+		b.must(b.Remove(t.Context(), "g"))
 	}
-	if _, _, err := b.Get("a"); !errdefs.IsNotFound(err) {
+	if _, _, err := b.Get("g"); !errdefs.IsNotFound(err) {
 		t.Errorf("get what is removed: %v", err)
 	}
 	if len(b.f.networks) != 2 {
 		t.Errorf("in the driver: %v", b.f.networks)
 	}
 	// Room is needed for the name again, and for the subnet.
-	subnet("a")
+	subnet("g")
 }
 
 // TestFails fails every call of the driver, then lets it work again: nothing may stay.

@@ -663,7 +663,8 @@ func exec(b *Box) {
 }
 
 func terminal(b *Box) {
-	c := b.Config("/bin/sh", "-c", "tty; stty size; [ -t 0 ] && [ -t 1 ] && [ -t 2 ] && echo three; stat -c %t:%T /dev/console; ls -l /proc/$$/fd 2>/dev/null | grep -c pts; echo to console >/dev/console; echo to tty >/dev/tty; read line; echo read $line; trap 'echo interrupted; exit 5' INT; echo waiting; sleep 100")
+	// It waits in short sleeps: a shell that has forked and not yet executed a long one loses the signal to it.
+	c := b.Config("/bin/sh", "-c", "tty; stty size; [ -t 0 ] && [ -t 1 ] && [ -t 2 ] && echo three; stat -c %t:%T /dev/console; ls -l /proc/$$/fd 2>/dev/null | grep -c pts; echo to console >/dev/console; echo to tty >/dev/tty; read line; echo read $line; trap 'echo interrupted; exit 5' INT; echo waiting; while :; do sleep 0.01; done")
 	c.Spec.Process.Terminal = true
 	c.Spec.Process.ConsoleSize = &specs.Box{Height: 33, Width: 77}
 	m := b.Start(c)
