@@ -5,7 +5,8 @@ BIN := $(CURDIR)/bin
 TOOLS := $(CURDIR)/.tools
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.version=$(VERSION)
-GO := CGO_ENABLED=0 go
+# Without grpc's page of traces nothing links html/template and what it initialises: half a millisecond of each call.
+GO := CGO_ENABLED=0 GOFLAGS=-tags=grpcnotrace go
 PROGRAMS := gantry gantryd gantry-shim gantry-plugin
 PREFIX ?= /usr/local
 TEST_TIMEOUT ?= 30m

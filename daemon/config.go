@@ -33,6 +33,7 @@ type config struct {
 	Listen      []string                  `toml:"listen"`
 	LogLevel    string                    `toml:"log_level"`
 	Snapshotter string                    `toml:"snapshotter"`
+	Slots       int                       `toml:"slots"` // shims started ahead
 	TLS         tlsConfig                 `toml:"tls"`
 	Registries  map[string]registryConfig `toml:"registries"`
 	Limits      limitsConfig              `toml:"limits"`
@@ -83,7 +84,7 @@ type programsConfig struct {
 
 func defaults() *config {
 	return &config{
-		Root: defaultRoot, State: defaultState, LogLevel: "info", Snapshotter: "overlay",
+		Root: defaultRoot, State: defaultState, LogLevel: "info", Snapshotter: "overlay", Slots: 2,
 		Limits: limitsConfig{Downloads: 4, PluginCalls: 128, LogMaxSize: "10m", LogMaxFiles: 3},
 	}
 }
@@ -152,6 +153,9 @@ func (c *config) check() error {
 	}
 	if _, err := c.logMaxBytes(); err != nil {
 		errs = append(errs, err)
+	}
+	if c.Slots < 0 || c.Slots > 64 {
+		bad("slots %d: between 0 and 64", c.Slots)
 	}
 	if c.Limits.Downloads < 1 || c.Limits.Downloads > 64 {
 		bad("limits.downloads %d: between 1 and 64", c.Limits.Downloads)

@@ -143,6 +143,7 @@ func (h *house) close(end context.CancelCauseFunc, work *sync.WaitGroup) error {
 		<-stopped
 	}
 	h.containers.Close()
+	h.shims.Close()
 	ctx, cancel := context.WithTimeoutCause(context.Background(), 15*time.Second, errEnding)
 	defer cancel()
 	h.vacate(ctx)

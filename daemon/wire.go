@@ -44,6 +44,7 @@ type house struct {
 	images     *images.Service
 	networks   *networks.Service
 	volumes    *volumes.Service
+	shims      *supervise.Supervisor
 	containers *containers.Service
 	collector  *gc.Collector
 	server     *grpc.Server
@@ -168,14 +169,14 @@ func (h *house) newContainers() (*containers.Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	shims := supervise.New(supervise.Options{Binary: shim, Instance: c.instance()})
+	h.shims = supervise.New(supervise.Options{Binary: shim, Instance: c.instance(), Slots: c.Slots})
 	filters := filepath.Join(c.Root, "seccomp")
 	return containers.New(containers.Config{
 		Root: c.Root, State: c.State, Instance: c.instance(), Version: version, Snapshotter: c.Snapshotter,
 		LogLimits: h.logLimits,
 		Seccomp:   func(context.Context) (string, error) { return seccomp.File(filters, ocispec.Capabilities()) },
 	}, containers.Parts{
-		DB: h.db, Images: h.images, Networks: h.networks, Volumes: h.volumes, Snapshots: h.snapshots, Shims: shims, NetNS: h.netns,
+		DB: h.db, Images: h.images, Networks: h.networks, Volumes: h.volumes, Snapshots: h.snapshots, Shims: h.shims, NetNS: h.netns,
 	}), nil
 }
 

@@ -22,11 +22,17 @@ import (
 // maxBoot bounds what the daemon says on stdin, in bytes.
 const maxBoot = 1 << 20
 
-// readBoot reads the one message that a shim is told.
+// errUnused ends a shim that was started ahead and is not needed.
+var errUnused = errors.New("boot: nothing")
+
+// readBoot reads the one message that a shim is told. That may take a while: it may have been started ahead.
 func readBoot(r io.Reader) (*shimv1.Boot, error) {
 	raw, err := io.ReadAll(io.LimitReader(r, maxBoot+1))
 	if err != nil {
 		return nil, fmt.Errorf("boot: %w", err)
+	}
+	if len(raw) == 0 {
+		return nil, errUnused
 	}
 	if len(raw) > maxBoot {
 		return nil, fmt.Errorf("boot: more than %d bytes: %w", maxBoot, errdefs.ErrInvalidArgument)
@@ -43,6 +49,19 @@ func readBoot(r io.Reader) (*shimv1.Boot, error) {
 		return nil, fmt.Errorf("boot: no container id, or no directory: %w", errdefs.ErrInvalidArgument)
 	}
 	return b, nil
+}
+
+// moveIn makes the container's state directory the working directory, and shim.log in it what is said.
+func moveIn(state string) error {
+	if err := os.Chdir(state); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(bundle.LogFile, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	defer f.Close()                     //nolint:errcheck // its copy stays
+	return unix.Dup3(int(f.Fd()), 2, 0) //nolint:gosec // a descriptor
 }
 
 // settle makes the process one that nobody's end is the end of, and that nobody's signal ends.

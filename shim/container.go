@@ -54,6 +54,7 @@ type shim struct {
 	work   sync.WaitGroup // those who watch processes
 	idle   *time.Timer    // a while after the last of them
 	once   sync.Once      // the first start
+	begun  *beginning
 
 	op sync.Mutex // one change of init's life at a time: create, start, delete, and starting again
 
@@ -163,6 +164,35 @@ func (s *shim) create(ctx context.Context) (pid int, err error) {
 	}
 	s.set(func() { s.phase = shimv1.Phase_PHASE_CREATED })
 	return s.init.pid(), nil
+}
+
+// begin makes the container before anybody calls Create, which waits for it. If it cannot be made, Create
+// says why not.
+func (s *shim) begin() {
+	b := &beginning{done: make(chan struct{})}
+	s.begun = b
+	s.work.Go(func() {
+		defer close(b.done)
+		_, b.err = s.create(context.Background())
+	})
+}
+
+// beginning is a container that is made before Create is called; nil: it is not.
+type beginning struct {
+	done chan struct{}
+	err  error // once done
+}
+
+func (b *beginning) wait(ctx context.Context) error {
+	if b == nil {
+		return nil
+	}
+	select {
+	case <-b.done:
+		return b.err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 // make makes the container of a run. What it made before it failed is gone when it returns.

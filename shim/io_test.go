@@ -245,11 +245,27 @@ func TestTerminal(t *testing.T) {
 	b.ok(c.Send(stdin("\x03"))) // ctrl-c
 	hear(t, c, func(h *heard) bool { return strings.Contains(h.out.String(), "# ") })
 	b.ok(c.Send(stdin("echo code $?\n")))
-	hear(t, c, func(h *heard) bool { return strings.Contains(h.out.String(), "code 130") })
+	// An end of input that is typed ahead of the prompt is a zero byte to a shell that reads keys: the kernel keeps it so.
+	hear(t, c, func(h *heard) bool { return strings.Contains(h.out.String(), "code 130\r\n~ # ") })
 	b.ok(c.Send(eof)) // as ctrl-d
 	h := hear(t, c, nil)
 	if h.err.Len() > 0 || h.exit.GetSignal() != 0 {
 		t.Errorf("%q %v", h.err.String(), h.exit)
+	}
+}
+
+// TestEndOfInputRaw: a program that reads keys has often turned the terminal's own end of input off, and wants
+// what a keyboard would send.
+func TestEndOfInputRaw(t *testing.T) {
+	b := newBox(t, "sh", "-c", `stty raw -echo eof undef; echo ready; dd bs=1 count=1 2>/dev/null | tr '\004' D`)
+	b.boot.OpenStdin, b.spec.Process.Terminal = true, true
+	b.create()
+	c := b.io("", true)
+	b.start()
+	hear(t, c, func(h *heard) bool { return strings.Contains(h.out.String(), "ready") })
+	b.ok(c.Send(eof))
+	if h := hear(t, c, nil); strings.TrimSpace(h.out.String()) != "D" {
+		t.Errorf("%q", h.out.String())
 	}
 }
 

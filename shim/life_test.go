@@ -6,10 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -548,4 +551,102 @@ func stranger(path string) {
 		return
 	}
 	fmt.Print("turned away")
+}
+
+// TestBegun: a shim that is told to makes the container before anybody asks, and says why it cannot when somebody does.
+func TestBegun(t *testing.T) {
+	b := newBox(t, "echo", "hello")
+	b.boot.Create = true
+	b.spawn()
+	b.until(phase(shimv1.Phase_PHASE_CREATED))
+	for range 2 {
+		_, err := b.shim.Create(b.ctx(), &shimv1.CreateRequest{})
+		b.ok(err)
+	}
+	b.start()
+	if x := b.wait(); x.GetCode() != 0 {
+		t.Errorf("%v", x)
+	}
+
+	b = newBox(t, "true")
+	b.boot.Create, b.boot.User = true, "stranger"
+	b.spawn()
+	for range 2 {
+		if _, err := b.shim.Create(b.ctx(), &shimv1.CreateRequest{}); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "stranger") {
+			t.Errorf("%v", err)
+		}
+	}
+}
+
+// shims are the processes that this test has started as shims.
+func shims(t *testing.T) (pids []int) {
+	t.Helper()
+	tasks, err := filepath.Glob("/proc/self/task/*/children")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, task := range tasks {
+		raw, err := os.ReadFile(task)
+		if err != nil {
+			continue // a thread that has ended
+		}
+		for _, f := range strings.Fields(string(raw)) {
+			if comm, err := os.ReadFile("/proc/" + f + "/comm"); err == nil && strings.TrimSpace(string(comm)) == "gantry-shim" {
+				pid, _ := strconv.Atoi(f)
+				pids = append(pids, pid)
+			}
+		}
+	}
+	return pids
+}
+
+// TestSlots: shims that were started ahead are as good as others, whatever happened to them; and none is left.
+func TestSlots(t *testing.T) {
+	sup := supervise.New(supervise.Options{Binary: "/proc/self/exe", Instance: instance, Slots: 2, Log: slog.New(slog.DiscardHandler)})
+	ready := func(n int) (pids []int) {
+		t.Helper()
+		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+			if pids = shims(t); len(pids) == n {
+				return pids
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("there are %d shims, want %d", len(pids), n)
+			}
+		}
+	}
+	run := func() int {
+		t.Helper()
+		b := newBox(t, "sleep", "1000")
+		b.sup = sup
+		b.run()
+		is, err := b.dir.Shim()
+		b.ok(err)
+		if wd, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", is.PID)); err != nil || wd != b.dir.State {
+			t.Errorf("it is in %s, %v", wd, err)
+		}
+		if out, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/2", is.PID)); err != nil || out != filepath.Join(b.dir.State, bundle.LogFile) {
+			t.Errorf("it writes to %s, %v", out, err)
+		}
+		return is.PID
+	}
+	first := run()
+	ahead := slices.DeleteFunc(ready(3), func(pid int) bool { return pid == first })
+	if pid := run(); !slices.Contains(ahead, pid) {
+		t.Errorf("%d was not started ahead: %v", pid, ahead)
+	}
+	// Killed while they wait: somebody else's doing, and no reason for a container not to start.
+	for _, pid := range ready(4) {
+		if is, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cwd/%s", pid, bundle.ShimFile)); len(is) == 0 {
+			b := newBox(t)
+			b.ok(unix.Kill(pid, unix.SIGKILL))
+		}
+	}
+	ready(2)
+	run()
+	ready(5)
+	sup.Close()
+	sup.Close()
+	ready(3)
+	run() // without
+	ready(4)
 }

@@ -11,14 +11,18 @@
 //	reap.go           orphans
 //	log.go            the shim's own words
 //
-// It is told everything by one JSON message on stdin, in a working directory that is the container's
-// state directory, and prints one JSON message. There are no flags, and no environment but what Go's runtime is told (GOMAXPROCS).
+// It is told everything by one JSON message on stdin, which it may be given long after it was started, and
+// prints one JSON message. There are no flags, and no environment but what Go's runtime is told (GOMAXPROCS).
 package main
 
 import (
+	"errors"
 	"os"
 	"runtime/debug"
 	"time"
+
+	"github.com/containerd/ttrpc"
+	"google.golang.org/protobuf/proto"
 
 	shimv1 "github.com/gantryd/gantry/proto/gantry/shim/v1"
 	"github.com/gantryd/gantry/shim/runtime/native"
@@ -51,22 +55,32 @@ func run() error {
 	if err := native.Seal(); err != nil {
 		return err
 	}
+	if err := settle(); err != nil {
+		return err
+	}
+	prepare()
 	b, err := readBoot(os.Stdin)
+	if errors.Is(err, errUnused) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
-	if err := settle(); err != nil {
+	if err := moveIn(b.GetStateDir()); err != nil {
 		return err
 	}
 	rt, err := newRuntime(b.GetRuntime())
 	if err != nil {
 		return err
 	}
+	s := newShim(b, newNonce(), rt, newLog())
+	if b.GetCreate() {
+		s.begin()
+	}
 	l, err := listen()
 	if err != nil {
 		return err
 	}
-	s := newShim(b, newNonce(), rt, newLog())
 	v, err := newServer(s)
 	if err != nil {
 		return err
@@ -92,6 +106,17 @@ func run() error {
 	s.close()
 	_ = v.t.Close()
 	return nil
+}
+
+// prepare does what needs no container and would otherwise be done for the first time while one is waited for:
+// looking at what this process may do, and reading what its messages consist of.
+func prepare() {
+	_, _ = native.New() // if it cannot be made, newRuntime says why
+	for _, m := range []proto.Message{
+		&ttrpc.Request{}, &ttrpc.Response{}, &shimv1.HelloResponse{}, &shimv1.CreateResponse{}, &shimv1.StartRequest{}, &shimv1.StateResponse{},
+	} {
+		_ = proto.Size(m)
+	}
 }
 
 // close lets go of the log. Nothing runs any more.

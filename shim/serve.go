@@ -39,6 +39,9 @@ func (v service) Hello(context.Context, *shimv1.HelloRequest) (*shimv1.HelloResp
 }
 
 func (v service) Create(ctx context.Context, _ *shimv1.CreateRequest) (*shimv1.CreateResponse, error) {
+	if err := v.s.begun.wait(ctx); err != nil {
+		return nil, err
+	}
 	pid, err := v.s.create(ctx)
 	return &shimv1.CreateResponse{Pid: uint32(pid)}, err //nolint:gosec // a pid
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -350,7 +351,11 @@ func (in *input) isOnce() bool {
 	return in.once
 }
 
-// eofChar is the character that ends input on a terminal.
+// ctrlD is what a keyboard sends for the end of input.
+const ctrlD = 4
+
+// eofChar is the character that ends input on a terminal: as it is set, or ctrl-d where it is turned off, which
+// programs do that read keys and know that one themselves.
 func eofChar(f *os.File) (c byte, ok bool) {
 	rc, err := f.SyscallConn()
 	if err != nil {
@@ -359,7 +364,7 @@ func eofChar(f *os.File) (c byte, ok bool) {
 	_ = rc.Control(func(fd uintptr) {
 		t, err := unix.IoctlGetTermios(int(fd), unix.TCGETS) //nolint:gosec // a descriptor
 		if ok = err == nil; ok {
-			c = t.Cc[unix.VEOF]
+			c = cmp.Or(t.Cc[unix.VEOF], ctrlD) // 0 is _POSIX_VDISABLE (termios(3))
 		}
 	})
 	return c, ok

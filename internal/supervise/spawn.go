@@ -36,16 +36,51 @@ func (s *Supervisor) Spawn(ctx context.Context, dir bundle.Dir, boot *shimv1.Boo
 	if err := makeState(dir); err != nil {
 		return nil, err
 	}
-	p, err := s.start(dir, boot)
+	raw, err := json.Marshal(boot)
+	if err != nil {
+		return nil, fmt.Errorf("boot: %w", err)
+	}
+	if p := s.slots.take(); p != nil { // if it is no good, a new one is
+		if c, err := p.begin(ctx, dir, raw); err == nil {
+			return c, nil
+		}
+	}
+	p, err := s.startIn(dir)
 	if err == nil {
 		var c Shim
-		if c, err = p.meet(ctx, dir); err == nil {
+		if c, err = p.begin(ctx, dir, raw); err == nil {
 			return c, nil
 		}
 		err = fmt.Errorf("%w%s", err, lastWords(dir))
-		p.kill()
 	}
 	return nil, errors.Join(err, os.RemoveAll(dir.State))
+}
+
+// begin tells a shim what it is for, and waits until it listens. If it does not, it is gone.
+func (c *child) begin(ctx context.Context, dir bundle.Dir, boot []byte) (Shim, error) {
+	err := c.tell(ctx, boot)
+	if err == nil {
+		var shim Shim
+		if shim, err = c.meet(ctx, dir); err == nil {
+			return shim, nil
+		}
+	}
+	c.kill()
+	return nil, err
+}
+
+// tell writes a shim's one message, and its end. What became of one that does not read, meet finds out.
+func (c *child) tell(ctx context.Context, boot []byte) error {
+	defer c.stdin.Close() //nolint:errcheck // it is written, or not
+	stop := context.AfterFunc(ctx, func() { _ = c.stdin.SetWriteDeadline(time.Unix(1, 0)) })
+	defer stop()
+	if _, err := c.stdin.Write(boot); err != nil && !errors.Is(err, unix.EPIPE) {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		return fmt.Errorf("boot: %w", err)
+	}
+	return nil
 }
 
 // makeState makes the state directory. What an earlier shim left in it goes, unless that shim lives.
@@ -67,66 +102,55 @@ func makeState(dir bundle.Dir) error {
 // child is a shim that was started and has not said anything.
 type child struct {
 	p      *os.Process
+	stdin  *os.File
 	stdout *os.File
 	done   chan struct{} // closed when it has ended and was reaped
 }
 
-// start executes the shim and tells it what to do.
-func (s *Supervisor) start(dir bundle.Dir, boot *shimv1.Boot) (*child, error) {
-	raw, err := json.Marshal(boot)
+// startIn executes a shim for dir. What it says before it is told anything is in shim.log too.
+func (s *Supervisor) startIn(dir bundle.Dir) (*child, error) {
+	stderr, err := os.OpenFile(filepath.Join(dir.State, bundle.LogFile), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("boot: %w", err)
+		return nil, err
 	}
+	defer stderr.Close() //nolint:errcheck // the shim has it
+	return s.start(dir.State, stderr)
+}
+
+// start executes the shim, which waits to be told what it is for.
+func (s *Supervisor) start(cwd string, stderr *os.File) (_ *child, err error) {
 	exe, err := s.executable()
 	if err != nil {
 		return nil, err
 	}
-	stdin, err := filled(raw)
+	stdin, w, err := os.Pipe()
 	if err != nil {
 		return nil, err
 	}
 	defer stdin.Close() //nolint:errcheck // the shim has it
-	stdout, w, err := os.Pipe()
+	r, stdout, err := os.Pipe()
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, w.Close())
 	}
-	defer w.Close() //nolint:errcheck // the shim has it
-	stderr, err := os.OpenFile(filepath.Join(dir.State, bundle.LogFile), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
-	if err != nil {
-		return nil, errors.Join(err, stdout.Close())
-	}
-	defer stderr.Close() //nolint:errcheck // the shim has it
+	defer stdout.Close() //nolint:errcheck // the shim has it
 	// The descriptor is named in the child, which has it until exec. Its environment is for Go's runtime: with one
 	// processor from the first instruction on a shim has fewer threads and caches, half a megabyte less than with two,
 	// and not the pause that changing the number takes.
 	p, err := os.StartProcess("/proc/self/fd/"+strconv.Itoa(int(exe.Fd())), []string{"gantry-shim"}, &os.ProcAttr{
-		Dir: dir.State, Env: []string{"GOMAXPROCS=1"}, Files: []*os.File{stdin, w, stderr}, Sys: &syscall.SysProcAttr{Setsid: true},
+		Dir: cwd, Env: []string{"GOMAXPROCS=1"}, Files: []*os.File{stdin, stdout, stderr}, Sys: &syscall.SysProcAttr{Setsid: true},
 	})
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("execute %s: %w", s.o.Binary, err), stdout.Close())
+		return nil, errors.Join(fmt.Errorf("execute %s: %w", s.o.Binary, err), w.Close(), r.Close())
 	}
-	c := &child{p: p, stdout: stdout, done: make(chan struct{})}
+	c := &child{p: p, stdin: w, stdout: r, done: make(chan struct{})}
 	// Whoever starts a process reaps it. This ends with the shim, or with this process: there is
 	// nothing in it to wait for.
 	go func() {
 		st, err := p.Wait()
 		close(c.done)
-		s.log.Debug("a shim has ended", "container", dir.ID(), "state", st.String(), "err", err)
+		s.log.Debug("a shim has ended", "pid", p.Pid, "state", st.String(), "err", err)
 	}()
 	return c, nil
-}
-
-// filled is a file that holds raw, to be read from its beginning: no pipe that could be full.
-func filled(raw []byte) (*os.File, error) {
-	fd, err := unix.MemfdCreate("boot", unix.MFD_CLOEXEC)
-	if err != nil {
-		return nil, fmt.Errorf("boot: %w", err)
-	}
-	f := os.NewFile(uintptr(fd), "boot") //nolint:gosec // a descriptor
-	if _, err := f.WriteAt(raw, 0); err != nil {
-		return nil, errors.Join(fmt.Errorf("boot: %w", err), f.Close())
-	}
-	return f, nil
 }
 
 // meet reads the shim's one message and connects to it.
@@ -156,6 +180,8 @@ func (c *child) meet(ctx context.Context, dir bundle.Dir) (Shim, error) {
 
 // kill ends it and waits until it has.
 func (c *child) kill() {
+	_ = c.stdin.Close()
+	_ = c.stdout.Close()
 	_ = c.p.Kill()
 	<-c.done
 }

@@ -1,13 +1,13 @@
 // Package supervise starts shims, finds them again, and buries them.
 //
 //	supervise.go  what a shim is to the daemon
-//	spawn.go      start one
+//	spawn.go      start one; slots.go start some ahead
 //	find.go       recognise one: boot id, pid, start time, socket and nonce, or it is nobody
 //	bury.go       end what is left of one
 //	client.go     talk to one; io.go pass bytes to and from its processes
 //
 // A shim outlives the daemon. Whatever is known about one is in its bundle and in the kernel; this
-// package remembers nothing.
+// package remembers nothing but those that are for no container yet, which do not.
 package supervise
 
 import (
@@ -67,24 +67,28 @@ func Whole(ctx context.Context, s Shim, process string, noStdin bool) (IO, error
 type Options struct {
 	Binary   string       // gantry-shim
 	Instance string       // the daemon's name for what is its own in the kernel: cgroups are /<instance>/<container id>
+	Slots    int          // how many shims are kept started ahead once the first was needed
 	Log      *slog.Logger // nil means the default
 }
 
 // Supervisor starts shims and finds them again.
 type Supervisor struct {
-	o   Options
-	log *slog.Logger
+	o     Options
+	log   *slog.Logger
+	slots slots
 
 	mu     sync.Mutex
 	binary *os.File // a read-only mount of Options.Binary
 }
 
-// New returns a Supervisor.
+// New returns a Supervisor. Close it.
 func New(o Options) *Supervisor {
 	s := &Supervisor{o: o, log: o.Log}
 	if s.log == nil {
 		s.log = slog.Default()
 	}
+	s.slots.want, s.slots.start = o.Slots, s.startAhead
+	s.slots.fail = func(err error) { s.log.Warn("containers start slower", "err", err) }
 	// ttrpc's client writes "received message on inactive stream" to stderr when an answer comes
 	// after its caller has left, which is what long polls do; all that matters it returns.
 	_ = log.SetLevel(log.PanicLevel.String())

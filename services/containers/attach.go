@@ -165,6 +165,9 @@ func (s *Service) attached(ctx context.Context, k *keeper, streams supervise.IO,
 	if err != nil {
 		return err
 	}
+	if c.GetStatus().GetStartFailed() { // it was joined before it was made, and could not be
+		return k.failure(c.GetStatus())
+	}
 	return client.Send(&typesv1.ProcessOutput{Output: &typesv1.ProcessOutput_Exit{Exit: c.GetStatus().GetExit()}})
 }
 

@@ -163,7 +163,7 @@ func (l *launch) act(ctx context.Context) error {
 	if err := l.hosts(); err != nil {
 		return err
 	}
-	l.k.handOver(ctx, l.shim)
+	l.k.handOver(ctx, l.shim) // to those who came meanwhile
 	if err := l.start(ctx); err != nil {
 		return err
 	}
@@ -210,16 +210,19 @@ func (l *launch) boot(ctx context.Context, pinned <-chan struct{}) error {
 	}
 	l.clock.mark("bundled")
 	fault.Point("containers.launch.bundled")
+	select { // it begins with the container at once
+	case <-pinned:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 	if l.shim, err = l.s.Shims.Spawn(ctx, l.s.state(l.k.id), l.b); err != nil {
 		return err
 	}
 	l.clock.mark("spawned")
 	fault.Point("containers.launch.spawned")
-	select {
-	case <-pinned:
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
+	var handed sync.WaitGroup
+	defer handed.Wait()
+	handed.Go(func() { l.k.handOver(ctx, l.shim) }) // it listens: who wants to join does while the container is made
 	resp, err := l.shim.Create(ctx, &shimv1.CreateRequest{})
 	if err != nil {
 		return blame(told(ctx, err), l.c.GetCommand()[0])
@@ -298,7 +301,7 @@ func (l *launch) message(ctx context.Context, rootfs []*typesv1.Mount) (*shimv1.
 	b := &shimv1.Boot{
 		Protocol: protocol, ContainerId: id, StateDir: l.s.state(id).State, Dir: l.s.dir(id), Runtime: path, Rootfs: rootfs,
 		DaemonVersion: l.s.Version, Instance: l.s.Instance, Netns: l.netns, Run: run,
-		User: ocispec.User(l.c), Init: spec.GetInit(), OpenStdin: spec.GetOpenStdin(), StdinOnce: spec.GetStdinOnce(),
+		User: ocispec.User(l.c), Init: spec.GetInit(), OpenStdin: spec.GetOpenStdin(), StdinOnce: spec.GetStdinOnce(), Create: true,
 		Log: &shimv1.LogSink{Path: l.s.state(id).Log(), MaxBytes: spec.GetLog().GetMaxBytes(), MaxFiles: spec.GetLog().GetMaxFiles()},
 	}
 	l.s.bound(b.GetLog())

@@ -36,7 +36,7 @@ func Programs(t testing.TB, tags string) string {
 	for name, pkg := range map[string]string{
 		"gantry": "./ctl", "gantryd": "./daemon", "gantry-shim": "./shim", "gantry-plugin": "./plugins/builtin",
 	} {
-		cmd := exec.Command("go", "build", "-trimpath", "-tags", tags, "-ldflags", "-s -w", "-o", filepath.Join(dir, name), pkg)
+		cmd := exec.Command("go", "build", "-trimpath", "-tags", "grpcnotrace,"+tags, "-ldflags", "-s -w", "-o", filepath.Join(dir, name), pkg)
 		cmd.Dir = Top()
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := cmd.CombinedOutput(); err != nil {

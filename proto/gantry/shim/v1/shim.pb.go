@@ -109,6 +109,7 @@ type Boot struct {
 	Run           uint64                 `protobuf:"varint,15,opt,name=run,proto3" json:"run,omitempty"`          // the number of the first run
 	Netns         string                 `protobuf:"bytes,16,opt,name=netns,proto3" json:"netns,omitempty"`       // path of a pinned network namespace; "" means what config.json says
 	Instance      string                 `protobuf:"bytes,17,opt,name=instance,proto3" json:"instance,omitempty"` // the daemon's name for what is its own in the kernel
+	Create        bool                   `protobuf:"varint,18,opt,name=create,proto3" json:"create,omitempty"`    // begin with Create at once, side by side with listening; a Create call then waits for it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -260,6 +261,13 @@ func (x *Boot) GetInstance() string {
 		return x.Instance
 	}
 	return ""
+}
+
+func (x *Boot) GetCreate() bool {
+	if x != nil {
+		return x.Create
+	}
+	return false
 }
 
 // Restart says when the shim starts the process again by itself.
@@ -1765,7 +1773,7 @@ var File_gantry_shim_v1_shim_proto protoreflect.FileDescriptor
 
 const file_gantry_shim_v1_shim_proto_rawDesc = "" +
 	"\n" +
-	"\x19gantry/shim/v1/shim.proto\x12\x0egantry.shim.v1\x1a\x1bgantry/types/v1/types.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x87\x04\n" +
+	"\x19gantry/shim/v1/shim.proto\x12\x0egantry.shim.v1\x1a\x1bgantry/types/v1/types.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9f\x04\n" +
 	"\x04Boot\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\rR\bprotocol\x12!\n" +
 	"\fcontainer_id\x18\x02 \x01(\tR\vcontainerId\x12\x1b\n" +
@@ -1786,7 +1794,8 @@ const file_gantry_shim_v1_shim_proto_rawDesc = "" +
 	"\arestart\x18\x0e \x01(\v2\x17.gantry.shim.v1.RestartR\arestart\x12\x10\n" +
 	"\x03run\x18\x0f \x01(\x04R\x03run\x12\x14\n" +
 	"\x05netns\x18\x10 \x01(\tR\x05netns\x12\x1a\n" +
-	"\binstance\x18\x11 \x01(\tR\binstance\"c\n" +
+	"\binstance\x18\x11 \x01(\tR\binstance\x12\x16\n" +
+	"\x06create\x18\x12 \x01(\bR\x06create\"c\n" +
 	"\aRestart\x12\x1d\n" +
 	"\n" +
 	"on_failure\x18\x01 \x01(\bR\tonFailure\x12\x16\n" +
