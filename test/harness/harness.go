@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -89,6 +90,11 @@ func (m *Machine) end(before observation) {
 		m.sweepUp()
 		return
 	}
+	if m.removed() {
+		m.compare(before)
+		m.sweepUp()
+		return
+	}
 	if m.daemon == nil {
 		m.Start()
 	}
@@ -101,13 +107,24 @@ func (m *Machine) end(before observation) {
 		m.T.Errorf("system check at the end of the test: %s%s", out.Out, out.Err)
 	}
 	m.Stop()
+	m.compare(before)
+	m.sweepUp()
+}
+
+// removed reports whether the test has itself taken the whole machine away.
+func (m *Machine) removed() bool {
+	_, err := os.Stat(m.Dir)
+	return errors.Is(err, fs.ErrNotExist)
+}
+
+// compare wants nothing of the machine to be left.
+func (m *Machine) compare(before observation) {
 	if left := m.leaks(before); len(left) > 0 {
 		m.T.Errorf("left behind:\n  %s", strings.Join(left, "\n  "))
 		if !m.T.Failed() {
 			m.T.Logf("daemon log:\n%s", tail(m.LogPath(), 100))
 		}
 	}
-	m.sweepUp()
 }
 
 // LogPath is the file with what the daemon says.
