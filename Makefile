@@ -41,10 +41,10 @@ install: build ## install the programs, the configuration and the systemd unit b
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)/etc/gantry $(DESTDIR)$(PREFIX)/lib/systemd/system
 	install -m 0755 $(addprefix $(BIN)/,$(PROGRAMS)) $(DESTDIR)$(PREFIX)/bin/
 	test -e $(DESTDIR)/etc/gantry/gantryd.toml || install -m 0644 docs/gantryd.toml $(DESTDIR)/etc/gantry/gantryd.toml
-	sed 's#@PREFIX@#$(PREFIX)#' docs/gantryd.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/gantryd.service
+	sed 's#@PREFIX@#$(PREFIX)#' docs/gantryd.service | install -m 0644 /dev/stdin $(DESTDIR)$(PREFIX)/lib/systemd/system/gantryd.service
 	test -n "$(DESTDIR)" || getent group gantry >/dev/null || groupadd --system gantry
 
-uninstall: ## remove what install put there; data in /var/lib/gantry stays
+uninstall: ## remove what install put there; /var/lib/gantry, the configuration and the group stay
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/bin/,$(PROGRAMS)) $(DESTDIR)$(PREFIX)/lib/systemd/system/gantryd.service
 
 test: setup build unit e2e crash vm ## everything that must pass: unit, laws, suites, e2e, crash, vm
