@@ -43,15 +43,9 @@ generated() {
 	return $rc
 }
 
-# The promises of the last release, as a descriptor set. "make release" will renew it; nothing else may.
+# The promises of the last release, as a descriptor set. Only a release renews it (buf build -o
+# proto/released.txtpb).
 unbroken() { "$buf" breaking --against proto/released.txtpb; }
-
-fragments() {
-	compgen -G 'docs/changes/unreleased/*.md' >/dev/null || {
-		echo "docs/changes/unreleased is empty: a change carries its note"
-		return 1
-	}
-}
 
 tidy() {
 	go mod tidy -diff >/dev/null || {
@@ -68,7 +62,7 @@ part "buf lint" "$buf" lint
 part "buf format" "$buf" format -d --exit-code
 part "buf breaking" unbroken
 part "generated code" generated
-part "changelog" fragments
+part "changelog" test/fragments.sh
 part "vet (amd64, arm64, with failpoints)" vet
 part "golangci-lint" "$golangci" run ./...
 part "laws" go test -count=1 ./test
