@@ -19,7 +19,7 @@ GOLANGCI := $(TOOLS)/golangci-lint-2.15.0
 EASYJSON := $(TOOLS)/easyjson-0.9.2
 
 .DEFAULT_GOAL := help
-.PHONY: help run stop build install uninstall test unit laws e2e crash vm bench check format proto generate tools setup clean
+.PHONY: help root run stop build install uninstall test unit laws e2e crash vm bench check format proto generate tools setup clean
 
 help: ## explain the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,25 +47,29 @@ install: build ## install the programs, the configuration and the systemd unit b
 uninstall: ## remove what install put there; /var/lib/gantry, the configuration and the group stay
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/bin/,$(PROGRAMS)) $(DESTDIR)$(PREFIX)/lib/systemd/system/gantryd.service
 
-test: setup build unit e2e crash vm ## everything that must pass: unit, laws, suites, e2e, crash, vm
+# Without root most tests would be left out, and the rest would look like all of them.
+root:
+	@[ "$$(id -u)" = 0 ] || { echo "\"make $(or $(MAKECMDGOALS),$@)\" makes namespaces, mounts and containers: run it as root" >&2; exit 1; }
 
-unit: laws ## unit tests, laws and driver suites (as root)
+test: root setup build unit e2e crash vm ## everything that must pass: unit, laws, suites, e2e, crash, vm
+
+unit: root setup laws ## unit tests, laws and driver suites (as root)
 	go test -count=1 -timeout $(TEST_TIMEOUT) $$(go list ./... | grep -v "/test/")
 	go test -count=1 -timeout $(TEST_TIMEOUT) -tags fault ./internal/meta ./internal/fault ./services/images
 
 laws: ## who may import whom, package comments, the store's drawing
 	go test -count=1 ./test
 
-e2e: setup build ## the real programs, end to end (as root)
+e2e: root setup build ## the real programs, end to end (as root)
 	go test -count=1 -timeout $(TEST_TIMEOUT) -parallel $(E2E_PARALLEL) ./test/e2e/...
 
-crash: setup build ## kill -9 of daemon, plugin and shim, everywhere (as root)
+crash: root setup build ## kill -9 of daemon, plugin and shim, everywhere (as root)
 	go test -count=1 -timeout $(TEST_TIMEOUT) ./test/crash/...
 
-vm: setup build ## the oldest supported kernel under QEMU: cgroup v2 and v1
+vm: root setup build ## the oldest supported kernel under QEMU: cgroup v2 and v1
 	go test -count=1 -timeout $(TEST_TIMEOUT) ./test/vm/...
 
-bench: setup build ## measure beside docker, podman, ctr, crun and runc, whichever are installed
+bench: root setup build ## measure beside docker, podman, ctr, crun and runc, whichever are installed
 	test/setup.sh bench
 	go test -tags bench -count=1 -timeout 60m -v ./test/bench $(BENCH)
 

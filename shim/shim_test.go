@@ -78,7 +78,7 @@ func rootfs(t testing.TB) string {
 	rootfsOnce.Do(func() {
 		busybox, err := exec.LookPath("busybox")
 		if err != nil {
-			t.Skip("SKIPPED: these tests run containers, and need busybox (apt-get install busybox-static)")
+			t.Fatal(`no busybox: "make setup" installs busybox-static`)
 		}
 		dir, err := os.MkdirTemp("", "gantry-rootfs")
 		if err != nil {

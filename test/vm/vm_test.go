@@ -31,7 +31,7 @@ var needed = []string{
 // TestOldestKernel boots the kernel once for each way to mount cgroups, and works there.
 func TestOldestKernel(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("SKIPPED: this test packs a root filesystem, and that needs root")
+		t.Fatal("this test packs a root filesystem: run it as root")
 	}
 	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
 		t.Fatal(`no qemu-system-x86_64; "make setup" installs qemu-system-x86`)

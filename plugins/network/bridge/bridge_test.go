@@ -279,7 +279,7 @@ func (w *world) foreign(chains ...string) {
 	if slices.Contains(chains, "DOCKER-USER") {
 		out, err := exec.Command("iptables", "-A", "FORWARD", "-j", "DOCKER-USER").CombinedOutput()
 		if err != nil {
-			w.Skipf("NO IPTABLES to write a jump with: %v %s", err, out)
+			w.Fatalf("write a jump (\"make setup\" installs iptables): %v %s", err, out)
 		}
 	}
 }
@@ -334,9 +334,7 @@ func TestForeign(t *testing.T) {
 			if n := w.ours(c.target); n != 2 {
 				t.Errorf("%d rules of ours, want 2\n%s", n, networktest.Ruleset())
 			}
-			if out, err := exec.Command("iptables", "-S", c.target).CombinedOutput(); errors.Is(err, exec.ErrNotFound) {
-				t.Log("NO IPTABLES: whether it can read our rules is not tested")
-			} else if err != nil || !strings.Contains(string(out), "-i gytest0") || !strings.Contains(string(out), `--comment "gantry-test: from gytest0" -j ACCEPT`) {
+			if out, err := exec.Command("iptables", "-S", c.target).CombinedOutput(); err != nil || !strings.Contains(string(out), "-i gytest0") || !strings.Contains(string(out), `--comment "gantry-test: from gytest0" -j ACCEPT`) {
 				t.Errorf("iptables cannot read our rules: %v\n%s", err, out)
 			}
 			w.must(w.d.DeleteNetwork(t.Context(), w.n))
@@ -350,7 +348,7 @@ func TestForeign(t *testing.T) {
 // TestBesideDocker runs a real dockerd in this test's namespace.
 func TestBesideDocker(t *testing.T) {
 	if _, err := exec.LookPath("dockerd"); err != nil {
-		t.Skip("NO DOCKERD on this machine: living beside it is not tested")
+		t.Fatal(`no dockerd: "make setup" installs docker.io`)
 	}
 	if testing.Short() {
 		t.Skip("short: dockerd takes seconds to start")

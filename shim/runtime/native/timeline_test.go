@@ -1,3 +1,5 @@
+//go:build bench
+
 package native
 
 import (
@@ -15,11 +17,8 @@ import (
 	"github.com/gantryd/gantry/shim/runtime/runtimetest"
 )
 
-// TestTimeline prints where a start's time goes: GANTRY_TIMELINE=1 go test -run TestTimeline -v
+// TestTimeline prints where a start's time goes: go test -tags bench -run TestTimeline -v
 func TestTimeline(t *testing.T) {
-	if os.Getenv("GANTRY_TIMELINE") == "" {
-		t.Skip("a measurement: set GANTRY_TIMELINE=1 for it")
-	}
 	r := newRuntime(t)
 	box := runtimetest.New(t, r)
 	null, err := os.OpenFile("/dev/null", os.O_RDWR, 0)

@@ -54,7 +54,7 @@ func New(t testing.TB, r runtime.Runtime) *Box {
 		t.Skip("SKIPPED: making containers needs root")
 	}
 	if _, err := os.Stat(busybox); err != nil {
-		t.Skipf("SKIPPED: %s is not installed (Debian: busybox-static)", busybox)
+		t.Fatalf(`no %s: "make setup" installs busybox-static`, busybox)
 	}
 	// Not below a temporary directory of mode 0700: users of containers must be able to look in.
 	dir, err := os.MkdirTemp("", "gantry-runtime-")
