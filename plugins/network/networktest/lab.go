@@ -80,6 +80,8 @@ func NewLab(t testing.TB) *Lab {
 	lo, err := netlink.LinkByName("lo")
 	must(t, err)
 	must(t, netlink.LinkSetUp(lo))
+	// A new namespace begins with the host's value, and what drivers and dockerd do depends on it.
+	must(t, os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("0"), 0))
 	before := State(t)
 	t.Cleanup(func() { l.compare(before) })
 
