@@ -76,7 +76,10 @@ func Bare(t testing.TB, options ...Option) *Machine {
 		o(m)
 	}
 	m.NS = NewNetNS(t)
-	before := m.observe()
+	before, err := m.observe()
+	if err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() { m.end(before) })
 	return m
 }
@@ -120,10 +123,10 @@ func (m *Machine) removed() bool {
 // compare wants nothing of the machine to be left.
 func (m *Machine) compare(before observation) {
 	if left := m.leaks(before); len(left) > 0 {
-		m.T.Errorf("left behind:\n  %s", strings.Join(left, "\n  "))
-		if !m.T.Failed() {
+		if !m.T.Failed() { // else it was shown already
 			m.T.Logf("daemon log:\n%s", tail(m.LogPath(), 100))
 		}
+		m.T.Errorf("left behind:\n  %s", strings.Join(left, "\n  "))
 	}
 }
 

@@ -1,9 +1,13 @@
 package harness
 
 import (
+	"bytes"
+	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -12,12 +16,18 @@ import (
 )
 
 // observation is what a machine's namespace holds.
-type observation struct{ links, rules, tables string }
+type observation struct{ links, routes, rules, tables, switches string }
 
-func (m *Machine) observe() observation {
+// observe looks, and fails where it cannot: two looks that see nothing are no comparison.
+func (m *Machine) observe() (observation, error) {
+	var errs []error
 	run := func(name string, args ...string) string {
 		var out []byte
-		m.NS.Do(func() { out, _ = exec.Command(name, args...).Output() })
+		var err error
+		m.NS.Do(func() { out, err = exec.Command(name, args...).Output() })
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s %s: %w", name, strings.Join(args, " "), err))
+		}
 		return string(out)
 	}
 	var links []string
@@ -27,7 +37,43 @@ func (m *Machine) observe() observation {
 		}
 	}
 	sort.Strings(links)
-	return observation{links: strings.Join(links, " "), rules: run("ip", "route"), tables: run("nft", "list", "ruleset")}
+	o := observation{
+		links: strings.Join(links, " "), routes: run("ip", "-4", "route", "show", "table", "all"), rules: run("ip", "rule"), tables: run("nft", "list", "ruleset"),
+	}
+	m.NS.Do(func() { o.switches = switches() })
+	return o, errors.Join(errs...)
+}
+
+// switches are the sysctls of a network namespace that are not a link's own: what is changed there
+// stays when the links have gone.
+func switches() string {
+	var all strings.Builder
+	for _, pattern := range []string{"ipv4/ip_*", "ipv4/conf/all/*", "ipv4/conf/default/*", "ipv4/conf/up0/*", "ipv6/conf/all/*", "ipv6/conf/default/*"} {
+		files, _ := filepath.Glob("/proc/sys/net/" + pattern)
+		for _, f := range files {
+			if raw, err := os.ReadFile(f); err == nil { // some are for writing only
+				fmt.Fprintf(&all, "%s = %s\n", strings.TrimPrefix(f, "/proc/sys/net/"), bytes.TrimSpace(raw))
+			}
+		}
+	}
+	return all.String()
+}
+
+// changed names the lines that only one of two looks has.
+func changed(before, now string) string {
+	was, is := strings.Split(before, "\n"), strings.Split(now, "\n")
+	var all []string
+	for _, l := range is {
+		if !slices.Contains(was, l) {
+			all = append(all, "+ "+l)
+		}
+	}
+	for _, l := range was {
+		if !slices.Contains(is, l) {
+			all = append(all, "- "+l)
+		}
+	}
+	return strings.Join(all, "\n    ")
 }
 
 // leaks lists what is left of the machine. It asks for a while: the kernel takes a namespace
@@ -52,21 +98,26 @@ func (m *Machine) look(before observation) (left []string) {
 	for _, cg := range m.cgroups() {
 		left = append(left, "cgroup "+cg)
 	}
-	now := m.observe()
-	if now.links != before.links {
-		left = append(left, "links: "+now.links+" (before: "+before.links+")")
+	now, err := m.observe()
+	if err != nil {
+		left = append(left, err.Error())
 	}
-	if now.rules != before.rules {
-		left = append(left, "routes:\n"+now.rules)
-	}
-	if now.tables != before.tables {
-		left = append(left, "nftables:\n"+now.tables)
+	for _, x := range []struct{ what, before, now string }{
+		{"links", before.links, now.links},
+		{"routes", before.routes, now.routes},
+		{"rules of routing", before.rules, now.rules},
+		{"nftables", before.tables, now.tables},
+		{"sysctls", before.switches, now.switches},
+	} {
+		if x.now != x.before {
+			left = append(left, x.what+":\n    "+changed(x.before, x.now))
+		}
 	}
 	return left
 }
 
 // processes are those that name the machine's directory on their command line, as their
-// working directory, or whose cgroup is of its instance.
+// working directory or with their standard error, or whose cgroup is of its instance.
 func (m *Machine) processes() map[int]string {
 	found := map[int]string{}
 	dirs, _ := filepath.Glob("/proc/[0-9]*")
@@ -78,7 +129,8 @@ func (m *Machine) processes() map[int]string {
 		cmdline, _ := os.ReadFile(d + "/cmdline")
 		cgroup, _ := os.ReadFile(d + "/cgroup")
 		cwd, _ := os.Readlink(d + "/cwd")
-		if strings.Contains(string(cmdline), m.Dir) || strings.Contains(string(cgroup), "/"+m.Instance+"/") || strings.HasPrefix(cwd, m.Dir+"/") {
+		says, _ := os.Readlink(d + "/fd/2")
+		if strings.Contains(string(cmdline), m.Dir) || strings.Contains(string(cgroup), "/"+m.Instance+"/") || strings.HasPrefix(cwd, m.Dir+"/") || strings.HasPrefix(says, m.Dir+"/") {
 			found[pid] = strings.TrimSpace(strings.ReplaceAll(string(cmdline), "\x00", " "))
 		}
 	}
@@ -136,7 +188,6 @@ func (m *Machine) sweepUp() {
 		}
 	}
 	for _, cg := range m.cgroups() {
-		_ = filepath.WalkDir(cg, func(string, os.DirEntry, error) error { return nil })
 		var dirs []string
 		_ = filepath.WalkDir(cg, func(p string, d os.DirEntry, err error) error {
 			if err == nil && d.IsDir() {

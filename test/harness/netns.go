@@ -43,6 +43,7 @@ func NewNetNS(t testing.TB) *NetNS {
 		"-n " + ns.Outside + " addr add " + OutsideAddress + "/24 dev down0",
 		"-n " + ns.Outside + " link set down0 up",
 		"-n " + ns.Name + " route add default via " + OutsideAddress,
+		"netns exec " + ns.Name + " sysctl -qw net.ipv4.ip_forward=0", // a new namespace may have the host's value
 	} {
 		if out, err := exec.Command("ip", strings.Fields(line)...).CombinedOutput(); err != nil {
 			t.Fatalf("ip %s: %v\n%s", line, err, out)
