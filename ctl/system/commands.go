@@ -21,10 +21,11 @@ import (
 
 // Verbs returns the commands of the noun, in the order that help lists them.
 func Verbs(env *cli.Env) []*cobra.Command {
-	return []*cobra.Command{newInfoCommand(env), newUsageCommand(env), newCheckCommand(env), newEventsCommand(env), newDialCommand(env)}
+	return []*cobra.Command{NewInfoCommand(env), newUsageCommand(env), newCheckCommand(env), NewEventsCommand(env), newDialCommand(env)}
 }
 
-func newInfoCommand(env *cli.Env) *cobra.Command {
+// NewInfoCommand is "system info", which stands at the top level as well.
+func NewInfoCommand(env *cli.Env) *cobra.Command {
 	var format string
 	cmd := &cobra.Command{
 		Use: "info [flags]", Short: "Show what the daemon and its host are",
@@ -173,7 +174,8 @@ type eventsOptions struct {
 	filters             []string
 }
 
-func newEventsCommand(env *cli.Env) *cobra.Command {
+// NewEventsCommand is "system events", which stands at the top level as well.
+func NewEventsCommand(env *cli.Env) *cobra.Command {
 	var o eventsOptions
 	cmd := &cobra.Command{
 		Use: "events [flags]", Short: "Follow what changes, from now or from a revision",
@@ -189,12 +191,6 @@ func newEventsCommand(env *cli.Env) *cobra.Command {
 	fs.StringArrayVarP(&o.filters, "filter", "f", nil, "only those that match: kind=, id=, verb=, or any fact")
 	return cmd
 }
-
-// NewEventsCommand is "gantry events", which stands at the top level as well.
-func NewEventsCommand(env *cli.Env) *cobra.Command { return newEventsCommand(env) }
-
-// NewInfoCommand is "gantry info", which stands at the top level as well.
-func NewInfoCommand(env *cli.Env) *cobra.Command { return newInfoCommand(env) }
 
 func runEvents(ctx context.Context, env *cli.Env, o eventsOptions) error {
 	filters, err := cli.Filters(o.filters)

@@ -26,7 +26,7 @@ func (n Names) Reserve(tx *Tx, name, id string) error {
 	case holder == nil:
 		return tx.put(tx.bucket(namesBucket), n.key(name), []byte(id))
 	case string(holder) != id:
-		return fmt.Errorf("%s name %q is taken by %s: %w", n, name, short(string(holder)), errdefs.ErrAlreadyExists)
+		return fmt.Errorf("%s name %q is taken by %s: %w", n, name, Short(string(holder)), errdefs.ErrAlreadyExists)
 	}
 	return nil
 }
@@ -47,7 +47,7 @@ func (n Names) Rename(tx *Tx, from, to, id string) error {
 		return err
 	}
 	if holder != id {
-		return fmt.Errorf("rename %s %q: %s holds that name, not %s: %w", n, from, short(holder), short(id), errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("rename %s %q: %s holds that name, not %s: %w", n, from, Short(holder), Short(id), errdefs.ErrFailedPrecondition)
 	}
 	if from == to {
 		return nil
@@ -113,5 +113,10 @@ func Resolve[T proto.Message](tx *Tx, t Table[T], kind Names, ref string) (T, er
 	return none, fmt.Errorf("%s %q could be %s: give more of the id: %w", kind, ref, strings.Join(found, ", "), errdefs.ErrInvalidArgument)
 }
 
-// short is as much of an id as people are shown.
-func short(id string) string { return id[:min(len(id), 12)] }
+// Short is as much of an id, or of a digest, as people are shown.
+func Short(id string) string {
+	if _, hex, ok := strings.Cut(id, ":"); ok {
+		id = hex
+	}
+	return id[:min(len(id), 12)]
+}

@@ -4,6 +4,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/gantryd/gantry/internal/meta"
 	driverv1 "github.com/gantryd/gantry/proto/gantry/driver/v1"
 )
 
@@ -51,7 +52,7 @@ func words(camel string) string {
 func nounOf(request any) string {
 	switch r := request.(type) {
 	case interface{ GetEndpointId() string }:
-		return short(r.GetEndpointId())
+		return meta.Short(r.GetEndpointId())
 	case interface{ GetKey() string }:
 		return r.GetKey()
 	case interface{ GetNetwork() *driverv1.NetworkSpec }:
@@ -66,13 +67,5 @@ func nameOr(name, id string) string {
 	if name != "" {
 		return name
 	}
-	return short(id)
-}
-
-// short cuts ids of 64 digits to the 12 that people are shown.
-func short(id string) string {
-	if len(id) == 64 {
-		return id[:12]
-	}
-	return id
+	return meta.Short(id)
 }

@@ -56,7 +56,7 @@ func (a account) idle(id string) bool { return !a.claimed[id] && !alive(a.record
 
 var anID = regexp.MustCompile(`^[0-9a-f]{64}$`)
 
-func subject(id string) string { return "container " + short(id) }
+func subject(id string) string { return "container " + meta.Short(id) }
 
 func (s *Service) checkDirectories(_ context.Context, report check.Report) error {
 	a, err := s.account()

@@ -260,10 +260,8 @@ func label(c *containersv1.Container) string {
 	if n := c.GetMeta().GetName(); n != "" {
 		return n
 	}
-	return short(c.GetMeta().GetId())
+	return meta.Short(c.GetMeta().GetId())
 }
-
-func short(id string) string { return id[:min(12, len(id))] }
 
 // tidy has what could not be undone undone again, with growing patience.
 func (s *Service) tidy() {

@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/errdefs"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/gantryd/gantry/internal/meta"
 	"github.com/gantryd/gantry/internal/rpc"
 	containersv1 "github.com/gantryd/gantry/proto/gantry/containers/v1"
 	shimv1 "github.com/gantryd/gantry/proto/gantry/shim/v1"
@@ -30,7 +31,7 @@ func TestCreate(t *testing.T) {
 		t.Errorf("made up the name %q", n)
 	}
 	_, err := w.Create(t.Context(), "web", nil, &containersv1.Spec{Image: "busybox"})
-	if !errdefs.IsAlreadyExists(err) || !strings.Contains(err.Error(), short(c.GetMeta().GetId())) {
+	if !errdefs.IsAlreadyExists(err) || !strings.Contains(err.Error(), meta.Short(c.GetMeta().GetId())) {
 		t.Errorf("a name in use: %v", err)
 	}
 	_, err = w.Create(t.Context(), "x1", nil, &containersv1.Spec{Image: "missing"})
@@ -118,7 +119,7 @@ func TestLife(t *testing.T) {
 	if _, err := os.Stat(dir); err != nil {
 		t.Error(err)
 	}
-	for file, want := range map[string]string{"config.json": "/volumes/vol", "hosts": "10.4.0.2", "hostname": short(c.GetMeta().GetId())} {
+	for file, want := range map[string]string{"config.json": "/volumes/vol", "hosts": "10.4.0.2", "hostname": meta.Short(c.GetMeta().GetId())} {
 		if raw, err := os.ReadFile(filepath.Join(w.dir(c.GetMeta().GetId()), file)); err != nil || !strings.Contains(string(raw), want) {
 			t.Errorf("%s: %q, %v", file, raw, err)
 		}

@@ -111,7 +111,7 @@ func free(tx *meta.Tx, name string) error {
 	if err != nil {
 		return err
 	}
-	return fmt.Errorf("the name %q is in use by container %s: remove that one (gantry rm), or choose another name: %w", name, short(holder), errdefs.ErrAlreadyExists)
+	return fmt.Errorf("the name %q is in use by container %s: remove that one (gantry rm), or choose another name: %w", name, meta.Short(holder), errdefs.ErrAlreadyExists)
 }
 
 // christen makes up a name.

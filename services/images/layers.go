@@ -52,7 +52,7 @@ func (t *transfer) run(ctx context.Context) error {
 		t.say(i, "wait", 0)
 		g.Go(func() error {
 			if err := t.layer(ctx, i); err != nil {
-				return fmt.Errorf("layer %s: %w", short(t.c.layers[i].Digest.String()), err)
+				return fmt.Errorf("layer %s: %w", meta.Short(t.c.layers[i].Digest.String()), err)
 			}
 			close(t.done[i])
 			return nil
@@ -63,7 +63,7 @@ func (t *transfer) run(ctx context.Context) error {
 
 func (t *transfer) say(i int, verb string, current int64) {
 	l := t.c.layers[i]
-	t.report(&typesv1.Progress{Id: short(l.Digest.String()), Verb: verb, Current: current, Total: l.Size})
+	t.report(&typesv1.Progress{Id: meta.Short(l.Digest.String()), Verb: verb, Current: current, Total: l.Size})
 }
 
 // layer brings one layer in. Of those who want the same layer for the same driver, one does it and the others find it done;
@@ -385,15 +385,4 @@ func (u *unpacking) commit(ctx context.Context) error {
 	}
 	u.t.say(u.i, "done", l.Size)
 	return nil
-}
-
-// short is a digest as people are shown it.
-func short(d string) string {
-	for i := range d {
-		if d[i] == ':' {
-			d = d[i+1:]
-			break
-		}
-	}
-	return d[:min(12, len(d))]
 }

@@ -17,6 +17,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
+	"github.com/gantryd/gantry/internal/meta"
 	"github.com/gantryd/gantry/internal/registry"
 	imagesv1 "github.com/gantryd/gantry/proto/gantry/images/v1"
 	"github.com/gantryd/gantry/services/images/hello"
@@ -64,7 +65,7 @@ func TestPull(t *testing.T) {
 			last[p.GetId()] = p.GetVerb()
 		}
 		for _, l := range img.GetLayers() {
-			if v := last[short(l.GetBlob().GetDigest())]; v != "done" && v != "exists" {
+			if v := last[meta.Short(l.GetBlob().GetDigest())]; v != "done" && v != "exists" {
 				t.Errorf("%s: the last word on %s is %q", driver, l.GetBlob().GetDigest(), v)
 			}
 		}
@@ -252,7 +253,7 @@ func TestResume(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, p := range said {
-		if p.GetId() == short(layers[0].Digest.String()) && p.GetVerb() == "download" && p.GetCurrent() < 1_000_000 {
+		if p.GetId() == meta.Short(layers[0].Digest.String()) && p.GetVerb() == "download" && p.GetCurrent() < 1_000_000 {
 			t.Error("it began again:", p)
 		}
 	}

@@ -61,7 +61,7 @@ func (s *Service) create(ctx context.Context, want *networksv1.Network) (_ *netw
 	}
 	if err := s.db.View(func(tx *meta.Tx) error {
 		if id, err := names.Resolve(tx, n.GetMeta().GetName()); err == nil {
-			return fmt.Errorf("the name is taken by network %s: %w", id[:12], errdefs.ErrAlreadyExists)
+			return fmt.Errorf("the name is taken by network %s: %w", meta.Short(id), errdefs.ErrAlreadyExists)
 		}
 		return nil
 	}); err != nil {

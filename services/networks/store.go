@@ -92,7 +92,7 @@ func containerName(e *networksv1.Endpoint) string {
 		return "container " + e.GetContainer()
 	}
 	id := e.GetContainerId()
-	return "container " + id[:min(len(id), 12)]
+	return "container " + meta.Short(id)
 }
 
 // strike deletes an endpoint's record if id is the one it is of, its addresses and its handle.

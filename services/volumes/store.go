@@ -159,7 +159,7 @@ func (t *tables) users(tx *meta.Tx, v *volumesv1.Volume) (out []string) {
 		if name := byID[id]; name != "" {
 			out = append(out, name)
 		} else {
-			out = append(out, id[:min(len(id), 12)])
+			out = append(out, meta.Short(id))
 		}
 	}
 	slices.Sort(out)
@@ -169,7 +169,7 @@ func (t *tables) users(tx *meta.Tx, v *volumesv1.Volume) (out []string) {
 // undoVolume takes back a volume that was being made, or finishes one that was being removed.
 func (s *Service) undoVolume(ctx context.Context, c *storev1.Claim) error {
 	backend, id := c.GetRef().GetScope(), c.GetRef().GetKey()
-	spec := volume.Volume{ID: id, Name: id[:min(len(id), 12)]}
+	spec := volume.Volume{ID: id, Name: meta.Short(id)}
 	if _, known, err := s.lookup(id); err == nil {
 		spec = known
 	} else if !errdefs.IsNotFound(err) {

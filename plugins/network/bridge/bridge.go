@@ -75,7 +75,7 @@ func (d *Driver) Close() error {
 
 // Info says what this is.
 func (d *Driver) Info(context.Context) (plugins.Info, error) {
-	return plugins.Info{Family: plugins.Network, Name: "bridge", Version: "1", Capabilities: []string{network.Ports, network.Check}}, nil
+	return plugins.Info{Family: plugins.Network, Name: "bridge", Version: "1.0", Capabilities: []string{network.Ports, network.Check}}, nil
 }
 
 // options is the driver's section of the configuration.
