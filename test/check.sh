@@ -35,10 +35,14 @@ generated() {
 	else
 		rc=1
 	fi
-	shim/spec/generate.sh "$easyjson" "$dir/spec_easyjson.go" && cmp -s shim/spec/spec_easyjson.go "$dir/spec_easyjson.go" || {
-		echo "shim/spec/spec_easyjson.go is not what the specification says (make generate)"
+	# easyjson can write into the package itself only; what was there comes back, whatever it wrote.
+	f=shim/spec/spec_easyjson.go
+	cp -p "$f" "$dir/was.go"
+	shim/spec/generate.sh "$easyjson" "$f" && cmp -s "$f" "$dir/was.go" || {
+		echo "$f is not what the specification says (make generate)"
 		rc=1
 	}
+	cp -p "$dir/was.go" "$f"
 	rm -rf "$dir"
 	return $rc
 }
