@@ -124,6 +124,7 @@ func (h *house) reload(o *options, level *slog.LevelVar) {
 	l, _ := c.level() // load has looked at it
 	level.Set(l)
 	h.images.Configure(c.registries(), c.Limits.Downloads)
+	h.host.LimitCalls(c.Limits.PluginCalls)
 	h.limits.Store(&c.Limits)
 	slog.Info("configuration read again: registries, log level and limits hold at once, the rest at the next start")
 }

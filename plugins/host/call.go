@@ -41,38 +41,16 @@ func (s *supervised) begin(ctx context.Context, method string, request any) (con
 		c.ours = time.Until(d) > v.limit
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, v.limit, errLimit)
-	leave, err := s.admit(ctx)
-	if err != nil {
+	if err := s.turns.take(ctx); err != nil {
 		err = c.sentence(ctx, err, nil)
 		cancel()
 		return nil, nil, err
 	}
 	c.release = sync.OnceFunc(func() {
-		leave()
+		s.turns.end()
 		cancel()
 	})
 	return ctx, c, nil
-}
-
-// admit waits for a turn. The queue is bounded twice: by its length, and by the deadlines of those who stand in it.
-func (s *supervised) admit(ctx context.Context) (leave func(), err error) {
-	leave = func() { <-s.turns }
-	select {
-	case s.turns <- struct{}{}:
-		return leave, nil
-	default:
-	}
-	if n := s.waiting.Add(1); n > int64(s.host.o.Limits.Waiting) {
-		s.waiting.Add(-1)
-		return nil, status.Errorf(codes.ResourceExhausted, "%d calls are under way and %d wait", cap(s.turns), n-1)
-	}
-	defer s.waiting.Add(-1)
-	select {
-	case s.turns <- struct{}{}:
-		return leave, nil
-	case <-ctx.Done():
-		return nil, status.FromContextError(ctx.Err()).Err()
-	}
 }
 
 // Invoke makes one call of whatever process serves now, and one more if that one goes away: allowed, because

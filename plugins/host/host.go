@@ -8,6 +8,7 @@
 //	supervise.go  one goroutine a plugin: start, watch,    launch.go   one process: execute, shake hands, ask who it is
 //	              replace, give up                         process.go  one process: identity, death, last words
 //	records.go    finding again what lingered              log.go      what it writes to standard error, bounded
+//	turns.go      how many calls are under way             stdio.go     what it prints, where go-plugin keeps it
 //
 // Of go-plugin this uses the handshake and the choice of a version. Restarting, reattaching, the connection
 // and its peer are done here: go-plugin has no restarts, forgets versions, and executes paths that it hashed before.
@@ -23,6 +24,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -142,8 +144,9 @@ type Options struct {
 
 // Host supervises plugin processes.
 type Host struct {
-	o    Options
-	logs *logs
+	o     Options
+	logs  *logs
+	calls atomic.Int64 // the limit of calls under way in one plugin, now
 
 	wake    chan struct{} // something in plugins is wanted and has no supervisor yet
 	closing chan struct{} // closed by Close
@@ -179,11 +182,25 @@ func New(o Options) (*Host, error) {
 	if err != nil {
 		return nil, fmt.Errorf("host plugins: %w", err)
 	}
-	return &Host{
+	h := &Host{
 		o: o, logs: l,
 		wake: make(chan struct{}, 1), closing: make(chan struct{}), stopped: make(chan struct{}),
 		plugins: map[ID]*supervised{},
-	}, nil
+	}
+	h.calls.Store(int64(o.Limits.Calls))
+	return h, nil
+}
+
+// LimitCalls replaces Limits.Calls; zero means the default. It holds at once, also for calls that wait for their turn;
+// those under way go on.
+func (h *Host) LimitCalls(calls int) {
+	calls = Limits{Calls: calls}.filled().Calls
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.calls.Store(int64(calls))
+	for _, s := range h.plugins {
+		s.turns.bound(calls)
+	}
 }
 
 // Run supervises until ctx ends or Close is called, and then ends the processes. Call it once.

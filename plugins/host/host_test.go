@@ -23,6 +23,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/gantryd/gantry/internal/meta"
 	"github.com/gantryd/gantry/plugins"
@@ -501,7 +503,7 @@ func TestTooManyCalls(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "a full house", func() bool { return s.waiting.Load() == 3 })
+	eventually(t, "a full house", func() bool { _, waiting := s.turns.counts(); return waiting == 3 })
 	err = b.Delete(t.Context(), volume.Volume{ID: "x", Name: "data"})
 	if !errdefs.IsResourceExhausted(err) || !strings.Contains(err.Error(), "driver test: delete volume data: 2 calls are under way and 3 wait") {
 		t.Errorf("got %v", err)
@@ -510,6 +512,75 @@ func TestTooManyCalls(t *testing.T) {
 	wg.Wait()
 	if err := b.Delete(t.Context(), volume.Volume{ID: "x"}); err != nil {
 		t.Errorf("afterwards: %v", err)
+	}
+}
+
+// TestLimitCalls: a new limit holds for plugins that run, for calls that wait, and for plugins used later.
+func TestLimitCalls(t *testing.T) {
+	t.Parallel()
+	later := ID{plugins.Volume, "later"}
+	h := start(t, "good", func(o *Options) {
+		o.Limits.Calls, o.Limits.Hang = 1, 10*time.Second
+		o.Builtin[later] = self("good")
+	})
+	b := backend(t, h)
+	ask(t, b, "pid")
+	s, err := h.get(plugins.Volume, "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	counts := func(taken, waiting int) func() bool {
+		return func() bool { a, b := s.turns.counts(); return a == taken && b == waiting }
+	}
+	ctx, cancel := context.WithCancelCause(t.Context())
+	var wg sync.WaitGroup
+	for range 3 {
+		wg.Go(func() { _ = b.Delete(ctx, volume.Volume{ID: "hang"}) })
+	}
+	eventually(t, "one call under way and two waiting", counts(1, 2))
+	h.LimitCalls(3)
+	eventually(t, "all three under way", counts(3, 0))
+	h.LimitCalls(2)
+	wg.Go(func() { _ = b.Delete(ctx, volume.Volume{ID: "x"}) })
+	eventually(t, "the fourth waits for two to end", counts(3, 1))
+	o, err := h.get(plugins.Volume, "later")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if o.turns.limit != 2 {
+		t.Errorf("a plugin that is used later may have %d calls under way", o.turns.limit)
+	}
+	cancel(errors.New("enough"))
+	wg.Wait()
+	eventually(t, "an empty house", counts(0, 0))
+}
+
+// TestTurns: whoever waits longest is next, and who gives up keeps nobody's place.
+func TestTurns(t *testing.T) {
+	t.Parallel()
+	x := &turns{limit: 1, room: 2}
+	if err := x.take(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	impatient, giveUp := context.WithCancelCause(t.Context())
+	gone, got := make(chan error), make(chan error)
+	go func() { gone <- x.take(impatient) }()
+	eventually(t, "one who waits", func() bool { _, n := x.counts(); return n == 1 })
+	go func() { got <- x.take(t.Context()) }()
+	eventually(t, "two who wait", func() bool { _, n := x.counts(); return n == 2 })
+	if err := x.take(t.Context()); status.Code(err) != codes.ResourceExhausted {
+		t.Errorf("a third who waits: %v", err)
+	}
+	giveUp(errors.New("enough"))
+	if err := <-gone; status.Code(err) != codes.Canceled {
+		t.Errorf("gave up: %v", err)
+	}
+	x.end()
+	if err := <-got; err != nil {
+		t.Errorf("next: %v", err)
+	}
+	if taken, waiting := x.counts(); taken != 1 || waiting != 0 {
+		t.Errorf("%d under way, %d wait", taken, waiting)
 	}
 }
 

@@ -32,11 +32,10 @@ const (
 
 // supervised is one plugin: a handle for callers, and the goroutine that keeps a process behind it.
 type supervised struct {
-	id      ID
-	host    *Host
-	log     *slog.Logger
-	turns   chan struct{} // one for each call under way
-	waiting atomic.Int64
+	id    ID
+	host  *Host
+	log   *slog.Logger
+	turns turns // one for each call under way
 
 	kick     chan struct{} // Restart was asked for
 	suspects chan *process // somebody waits long for an answer of it
@@ -60,7 +59,7 @@ type supervised struct {
 func newSupervised(h *Host, id ID) *supervised {
 	return &supervised{
 		id: id, host: h, log: h.o.Log.With("plugin", id.String()),
-		turns: make(chan struct{}, h.o.Limits.Calls),
+		turns: turns{limit: int(h.calls.Load()), room: h.o.Limits.Waiting},
 		kick:  make(chan struct{}, 1), suspects: make(chan *process, 1), hung: make(chan *process, 1),
 		changed: make(chan struct{}),
 	}
@@ -401,7 +400,8 @@ func (s *supervised) replace(ctx context.Context) error {
 
 // describe says how the plugin does.
 func (s *supervised) describe() *systemv1.Plugin {
-	out := &systemv1.Plugin{Family: string(s.id.Family), Name: s.id.Name, Log: s.dirs().log, Calls: uint32(len(s.turns))} //nolint:gosec // bounded
+	calls, _ := s.turns.counts()
+	out := &systemv1.Plugin{Family: string(s.id.Family), Name: s.id.Name, Log: s.dirs().log, Calls: uint32(calls)} //nolint:gosec // bounded
 	if x, err := s.host.find(s.id); err == nil {
 		out.Path = x.Path
 	}

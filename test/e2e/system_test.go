@@ -6,9 +6,12 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/gantryd/gantry/test/harness"
 )
@@ -166,30 +169,82 @@ func TestSeveralDaemons(t *testing.T) {
 	}
 }
 
-// TestReload: SIGHUP reads registries, log level and limits again; a wrong file changes nothing.
+// TestReload: SIGHUP reads registries, log level and limits again, and they hold; a wrong file changes nothing.
 func TestReload(t *testing.T) {
 	t.Parallel()
-	m := harness.Bare(t)
+	m := harness.Bare(t, harness.LevelFromFile())
 	config := filepath.Join(m.Dir, "gantryd.toml")
+	log := func() string {
+		raw, _ := os.ReadFile(m.LogPath())
+		return string(raw)
+	}
 	write := func(text string) {
 		t.Helper()
 		if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	log := func() string {
-		raw, _ := os.ReadFile(m.LogPath())
-		return string(raw)
+	reload := func(text, says string) {
+		t.Helper()
+		before := strings.Count(log(), says)
+		write(text)
+		_ = syscall.Kill(m.Pid(), syscall.SIGHUP)
+		harness.Eventually(t, 5*time.Second, "it says "+says, func() bool { return strings.Count(log(), says) > before })
 	}
-	write("log_level = \"info\"\n")
+	const read = "configuration read again"
+	write("[limits]\nplugin_calls = 1\n")
 	harness.Flags("--config", config)(m)
 	m.Start()
-	write("log_level = \"info\"\n[registries.\"" + harness.OutsideAddress + ":5000\"]\nplain_http = true\n")
-	_ = syscall.Kill(m.Pid(), syscall.SIGHUP)
-	harness.Eventually(t, 5*time.Second, "it says that it has read it", func() bool { return strings.Contains(log(), "configuration read again") })
-	write("nonsense = 1\n")
-	_ = syscall.Kill(m.Pid(), syscall.SIGHUP)
-	harness.Eventually(t, 5*time.Second, "it says what is wrong", func() bool { return strings.Contains(log(), "nonsense") })
+	image := m.Busybox()
+
+	// Registries: one that is not on loopback is spoken to without TLS only where that is configured.
+	r := &harness.Registry{Address: harness.UplinkAddress + ":5000", Data: filepath.Join(m.Dir, "plain")}
+	harness.StartRegistry(t, m.NS, r.Address, r.Data)
+	r.On(m)
+	ref := r.Push("plain", v1.ImageConfig{}, harness.BusyboxLayer(t))
+	m.Fails(5, "plain_http", "pull", "-q", ref)
+	if strings.Contains(log(), "level=DEBUG") {
+		t.Error("there are debug lines before they were asked for")
+	}
+	text := "log_level = \"debug\"\n[registries.\"" + r.Address + "\"]\nplain_http = true\n[limits]\nlog_max_size = \"20k\"\nlog_max_files = 2\nplugin_calls = 1\n"
+	reload(text, read)
+	m.Must("pull", "-q", ref)
+
+	// Log level.
+	harness.Eventually(t, 5*time.Second, "a debug line", func() bool { return strings.Contains(log(), "level=DEBUG") })
+
+	// The limits of logs, for containers that say nothing themselves.
+	m.Must("run", "--name", "c", image, "seq", "1", "50000")
+	if r := m.Try("logs", "c"); len(r.Out) > 40<<10 || !strings.Contains(r.Err, "rotated") {
+		t.Errorf("the log has %d bytes, notice %q", len(r.Out), r.Err)
+	}
+
+	// Calls under way in one plugin: a stopped one shows how many get there.
+	const overlay = "snapshotter/overlay"
+	calls := func(n string) func() bool {
+		return func() bool { return m.Must("plugin", "inspect", "-f", "{{.Calls}}", overlay) == n }
+	}
+	pid := pluginPid(m, overlay)
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	var creates sync.WaitGroup
+	for range 3 {
+		creates.Go(func() {
+			if r := m.Try("create", image); r.Code != 0 {
+				t.Errorf("create: exit %d %s", r.Code, r.Err)
+			}
+		})
+	}
+	harness.Eventually(t, 5*time.Second, "one call under way", calls("1"))
+	reload(strings.Replace(text, "plugin_calls = 1", "plugin_calls = 8", 1), read)
+	harness.Eventually(t, 5*time.Second, "three calls under way", calls("3"))
+	if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	creates.Wait()
+
+	reload("nonsense = 1\n", "nonsense")
 	m.Must("info")
 	write("log_level = \"info\"\n")
 	cmd := exec.Command(filepath.Join(m.Bin, "gantryd"), "--config", config, "--check-config")

@@ -39,7 +39,7 @@ func (m *Machine) Launch() {
 		m.T.Fatal(err)
 	}
 	defer log.Close()
-	args := append([]string{"--config", "/etc/gantry/gantryd.toml", "--root", m.Root, "--state", m.State, "--log-level", "debug"}, m.flags...)
+	args := append([]string{"--config", "/etc/gantry/gantryd.toml", "--root", m.Root, "--state", m.State}, append(m.level, m.flags...)...)
 	cmd := exec.Command(filepath.Join(m.Bin, "gantryd"), args...)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Env = append(os.Environ(), m.env...)

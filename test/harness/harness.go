@@ -31,6 +31,7 @@ type Machine struct {
 
 	daemon *exec.Cmd
 	ended  chan error
+	level  []string // flags that say how much the daemon says
 	flags  []string
 	env    []string
 }
@@ -43,6 +44,9 @@ func Flags(flags ...string) Option { return func(m *Machine) { m.flags = append(
 
 // Env adds variables to the daemon's environment.
 func Env(vars ...string) Option { return func(m *Machine) { m.env = append(m.env, vars...) } }
+
+// LevelFromFile leaves it to the configuration file how much the daemon says; else it says all.
+func LevelFromFile() Option { return func(m *Machine) { m.level = nil } }
 
 // WithFaults runs programs that were built with failpoints.
 func WithFaults() Option { return func(m *Machine) { m.Bin = Programs(m.T, "fault") } }
@@ -70,6 +74,7 @@ func Bare(t testing.TB, options ...Option) *Machine {
 		t.Fatal(err)
 	}
 	m := &Machine{T: t, Dir: dir, Root: filepath.Join(dir, "root"), State: filepath.Join(dir, "state"), Bin: Programs(t, "")}
+	m.level = []string{"--log-level", "debug"}
 	m.Host = "unix://" + m.State + "/gantry.sock"
 	m.Instance = instance(m.Root)
 	for _, o := range options {
