@@ -224,6 +224,80 @@ func TestRotation(t *testing.T) {
 	}
 }
 
+// TestRotatedLine: a line whose beginning was rotated away was rotated away, on either stream; what is shown begins
+// with a whole line.
+func TestRotatedLine(t *testing.T) {
+	for _, size := range []int{700, 1000, 3000, 40_000} {
+		t.Run(fmt.Sprint(size), func(t *testing.T) {
+			dir := t.TempDir()
+			w := NewWriter(dir, Limits{MaxBytes: 8 << 10, MaxFiles: 2}, nil)
+			var out, errs []byte
+			for i := range 20_000 {
+				out = fmt.Appendf(out, "this is line %d\n", i)
+				errs = fmt.Appendf(errs, "this is problem %d\n", i)
+			}
+			for len(out) > 0 { // blocks that begin and end anywhere in a line
+				n := min(size, len(out))
+				put(w, Stdout, base, string(out[:n]))
+				out = out[n:]
+				n = min(size/3, len(errs))
+				put(w, Stderr, base, string(errs[:n]))
+				errs = errs[n:]
+			}
+			closeWriter(t, w)
+			for name, o := range map[string]Options{"all": all, "tail": {Tail: 1 << 20}, "stdout": {Tail: -1, NoStderr: true}, "stderr": {Tail: -1, NoStdout: true}} {
+				got := read(t, dir, o)
+				if got[0] != "!older lines were rotated away" {
+					t.Errorf("%s: first %q", name, got[0])
+				}
+				for i, line := range got[1:] {
+					_, data, _ := strings.Cut(line, " ")
+					if !strings.HasPrefix(data, "this is ") && i < 3 {
+						t.Errorf("%s: line %d is %q", name, i, line)
+					}
+				}
+			}
+		})
+	}
+}
+
+// TestRotatedLongLine: one that is longer than all that is kept is better than nothing, and said to have no beginning.
+func TestRotatedLongLine(t *testing.T) {
+	dir := t.TempDir()
+	w := NewWriter(dir, Limits{MaxBytes: 8 << 10, MaxFiles: 2}, nil)
+	for range 30 {
+		put(w, Stdout, base, strings.Repeat("x", 1000))
+	}
+	closeWriter(t, w)
+	notices := []string{"!older lines were rotated away", "!the line that follows is longer than a segment of the log, and its beginning was rotated away"}
+	got := read(t, dir, all)
+	if len(got) != 3 || !slices.Equal(got[:2], notices) || len(got[2]) < 8<<10 {
+		t.Errorf("got %.200q", got)
+	}
+	w = NewWriter(dir, Limits{MaxBytes: 8 << 10, MaxFiles: 2}, nil)
+	put(w, Stdout, base.Add(time.Minute), "\nnext\n")
+	closeWriter(t, w)
+	same(t, read(t, dir, Options{Tail: 1}), "1:3 next\n")
+	same(t, read(t, dir, Options{Tail: -1, Since: base.Add(time.Second)}), "1:2 \n", "1:3 next\n")
+}
+
+// TestSinceInALine: what began before is not wanted, wherever reading begins.
+func TestSinceInALine(t *testing.T) {
+	dir := t.TempDir()
+	w := NewWriter(dir, Limits{MaxBytes: 4 << 10, MaxFiles: 100}, nil)
+	put(w, Stdout, base, "be")
+	put(w, Stdout, base, "fore\nbegun"+strings.Repeat("x", 3000))
+	put(w, Stderr, base, strings.Repeat("x", 3000)+"\n") // another segment
+	put(w, Stdout, base, "long")
+	put(w, Stdout, base.Add(time.Minute), " ago\nafter\n")
+	closeWriter(t, w)
+	if segs, err := segments(dir); err != nil || len(segs) != 2 {
+		t.Fatalf("segments %v, %v", segs, err)
+	}
+	same(t, read(t, dir, Options{Tail: -1, Since: base.Add(time.Second)}), "1:4 after\n")
+	same(t, read(t, dir, Options{From: 4}), "1:4 after\n")
+}
+
 func TestKeepEverything(t *testing.T) {
 	dir := t.TempDir()
 	w := NewWriter(dir, Limits{MaxBytes: -1, MaxFiles: 1}, nil)

@@ -49,6 +49,8 @@ type Reader struct {
 
 	skip  int     // lines to leave out: Tail
 	shown [4]bool // the line that the stream is in the middle of is wanted
+	gone  uint64  // lines below this number began in what was rotated away; 0: none did
+	torn  [4]bool // it is decided what to do with the one that goes on
 
 	queue []Record // what is to be returned, from head
 	head  int
@@ -176,6 +178,7 @@ func (r *Reader) split(b block, at time.Time, p []byte) {
 	seq, next := b.next, b.next+1
 	if b.continues() {
 		seq, next = b.next-uint64(b.back), b.next
+		r.decapitated(b, seq, at)
 	} else {
 		r.release(b.stream, false) // its line went on nowhere
 	}
@@ -197,6 +200,33 @@ func (r *Reader) split(b block, at time.Time, p []byte) {
 		}
 		p, seq = rest, next
 		next++
+	}
+}
+
+// decapitated decides about a line that goes on and whose beginning was rotated away: it was rotated away as well. One
+// that fills more than a segment is shown nevertheless, and said to be what it is: there might be nothing else.
+func (r *Reader) decapitated(b block, seq uint64, at time.Time) {
+	if seq >= r.gone || r.torn[b.stream] {
+		return
+	}
+	r.torn[b.stream] = true
+	r.shown[b.stream] = !r.skipped(at) && !r.closes(b)
+	if r.shown[b.stream] {
+		r.say("the line that follows is longer than a segment of the log, and its beginning was rotated away")
+	}
+}
+
+// closes reports whether the line that b continues ends in the open segment.
+func (r *Reader) closes(b block) bool {
+	sc := scanner{f: r.sc.f, off: r.sc.off}
+	for s := b.stream; ; {
+		if b.stream == s && (!b.continues() || b.begun > 0 || b.flags&flagOpen == 0) {
+			return true
+		}
+		var err error
+		if b, _, err = sc.next(); err != nil {
+			return false // it is the reading on that meets the error, and says so
+		}
 	}
 }
 
@@ -335,6 +365,7 @@ func (r *Reader) enter(f *os.File, n uint64) error {
 	}
 	if !r.begun && ok && first > max(1, r.o.From) && !r.started {
 		r.say("older lines were rotated away")
+		r.gone = first
 	}
 	r.begun, r.started = true, true
 	return nil

@@ -51,6 +51,7 @@ func (r *Reader) startAt(segs []uint64, early func(*os.File) (bool, error)) erro
 		}
 		if ok {
 			r.started = true
+			r.shown = [4]bool{} // lines that began before are not wanted either
 			return r.enter(f, segs[i])
 		}
 		if err := f.Close(); err != nil {

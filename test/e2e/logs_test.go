@@ -3,6 +3,7 @@ package e2e
 import (
 	"bufio"
 	"fmt"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -40,7 +41,7 @@ func TestLogs(t *testing.T) {
 	}
 }
 
-// TestLogsAreBounded: the oldest lines go, and the reader is told.
+// TestLogsAreBounded: the oldest lines go, whole, and the reader is told.
 func TestLogsAreBounded(t *testing.T) {
 	t.Parallel()
 	m := harness.New(t)
@@ -50,6 +51,11 @@ func TestLogsAreBounded(t *testing.T) {
 	r := m.Try("logs", "c")
 	if !strings.HasSuffix(r.Out, "\n99999\n100000\n") || len(r.Out) > 300<<10 || !strings.Contains(r.Err, "rotated") {
 		t.Errorf("%d bytes, ends %q, notice %q", len(r.Out), r.Out[max(len(r.Out)-20, 0):], r.Err)
+	}
+	first, _, _ := strings.Cut(r.Out, "\n")
+	from, err := strconv.Atoi(first)
+	if err != nil || r.Out != lines(from, 100000) {
+		t.Errorf("what is left begins with %q, which is no whole line", first)
 	}
 	if size := m.Sh("du -sk %s/containers/*/log | cut -f1", m.Root); len(size) > 3 {
 		t.Errorf("the log takes %s KiB", size)
@@ -93,8 +99,7 @@ func TestLogsSurviveTheDaemon(t *testing.T) {
 	}
 }
 
-// TestLogsFollow sees lines as they come, over a restart of the daemon of its own accord not:
-// the stream ends with the daemon, and the next one shows all.
+// TestLogsFollow sees lines as they come, and ends with the container.
 func TestLogsFollow(t *testing.T) {
 	t.Parallel()
 	m := harness.New(t)
