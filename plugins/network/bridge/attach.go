@@ -148,12 +148,8 @@ func adopt(host, inside *conn, s seat, br *link, alias string) (int, error) {
 		}
 		return 0, nil
 	}
-	var m message
-	m.begin(unix.RTM_SETLINK, 0, ifinfo(unix.AF_UNSPEC, have.index, unix.IFF_UP, unix.IFF_UP))
-	m.u32(unix.IFLA_MASTER, uint32(br.index)) //nolint:gosec // an index
-	m.u32(unix.IFLA_MTU, uint32(br.mtu))      //nolint:gosec // an MTU
-	if err := host.first(&m); err != nil {
-		return 0, fmt.Errorf("mend link %s: %w", s.host, err)
+	if err := enslave(host, have, br); err != nil {
+		return 0, err
 	}
 	return peer.index, nil
 }

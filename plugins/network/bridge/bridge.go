@@ -104,11 +104,16 @@ func (d *Driver) Configure(_ context.Context, c plugins.Config) error {
 	return nil
 }
 
-// CreateNetwork makes a network's bridge and rules. Called again, it mends them.
+// CreateNetwork makes a network's bridge and rules. Called again, it mends them, and puts the links of its endpoints
+// back on the bridge.
 func (d *Driver) CreateNetwork(ctx context.Context, n network.Network) (plugins.Handle, error) {
 	p, err := d.plan(n)
+	var br *link
 	if err == nil {
-		_, err = d.ensure(ctx, p)
+		br, err = d.ensure(ctx, p)
+	}
+	if err == nil {
+		err = d.regather(p, br)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("create network %s: %w", label(n), err)
@@ -200,6 +205,41 @@ func (d *Driver) mendBridge(c *conn, p plan, br *link, mtu int) error {
 	m.begin(unix.RTM_SETLINK, 0, ifinfo(unix.AF_UNSPEC, br.index, unix.IFF_UP, unix.IFF_UP))
 	if err := c.first(&m); err != nil {
 		return fmt.Errorf("set up bridge %s: %w", p.bridge, err)
+	}
+	return nil
+}
+
+// regather puts endpoints' links on the bridge that somebody took off it or down, or whose bridge was another one.
+func (d *Driver) regather(p plan, br *link) error {
+	c, err := dial(unix.NETLINK_ROUTE)
+	if err != nil {
+		return err
+	}
+	defer c.close()
+	all, err := links(c)
+	if err != nil {
+		return err
+	}
+	for _, l := range all {
+		o := parseOwner(l.alias)
+		if o.endpoint == "" || o != (owner{d.instance, p.id, o.endpoint}) || l.name != d.hostName(o.endpoint) || l.master == br.index && l.up {
+			continue
+		}
+		if err := enslave(c, l, br); err != nil && !errors.Is(err, unix.ENODEV) { // gone meanwhile
+			return err
+		}
+	}
+	return nil
+}
+
+// enslave puts a link on a bridge, and up.
+func enslave(c *conn, l, br *link) error {
+	var m message
+	m.begin(unix.RTM_SETLINK, 0, ifinfo(unix.AF_UNSPEC, l.index, unix.IFF_UP, unix.IFF_UP))
+	m.u32(unix.IFLA_MASTER, uint32(br.index)) //nolint:gosec // an index
+	m.u32(unix.IFLA_MTU, uint32(br.mtu))      //nolint:gosec // an MTU
+	if err := c.first(&m); err != nil {
+		return fmt.Errorf("mend link %s: %w", l.name, err)
 	}
 	return nil
 }
