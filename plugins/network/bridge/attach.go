@@ -341,15 +341,17 @@ func (d *Driver) detach(ctx context.Context, e network.Endpoint) error {
 		return err
 	}
 	defer c.close()
-	l, err := findLink(c, d.hostName(e.ID))
-	if err != nil || l == nil {
+	all, err := links(c) // by alias, as Endpoints finds them: somebody may have renamed it
+	if err != nil {
 		return err
 	}
-	if o := parseOwner(l.alias); o.instance != d.instance || o.endpoint != e.ID {
-		return nil // somebody else's, under our name
-	}
-	if err := deleteLink(c, l.index); err != nil {
-		return fmt.Errorf("delete link %s: %w", l.name, err)
+	for _, l := range all {
+		if o := parseOwner(l.alias); o.instance != d.instance || o.endpoint != e.ID {
+			continue // somebody else's, be it under our name
+		}
+		if err := deleteLink(c, l.index); err != nil {
+			return fmt.Errorf("delete link %s: %w", l.name, err)
+		}
 	}
 	return nil
 }

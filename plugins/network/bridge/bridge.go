@@ -104,8 +104,8 @@ func (d *Driver) Configure(_ context.Context, c plugins.Config) error {
 	return nil
 }
 
-// CreateNetwork makes a network's bridge and rules. Called again, it mends them, and puts the links of its endpoints
-// back on the bridge.
+// CreateNetwork makes a network's bridge and rules. Called again, it mends them, puts the links of its endpoints back
+// on the bridge, and takes back what is published for endpoints that have none.
 func (d *Driver) CreateNetwork(ctx context.Context, n network.Network) (plugins.Handle, error) {
 	p, err := d.plan(n)
 	var br *link
@@ -211,6 +211,8 @@ func (d *Driver) mendBridge(c *conn, p plan, br *link, mtu int) error {
 
 // regather puts endpoints' links on the bridge that somebody took off it or down, or whose bridge was another one.
 func (d *Driver) regather(p plan, br *link) error {
+	d.mu.Lock() // whoever has published had a link before, and is seen to have it
+	defer d.mu.Unlock()
 	c, err := dial(unix.NETLINK_ROUTE)
 	if err != nil {
 		return err
@@ -220,16 +222,40 @@ func (d *Driver) regather(p plan, br *link) error {
 	if err != nil {
 		return err
 	}
+	held := map[string]bool{} // endpoints
 	for _, l := range all {
 		o := parseOwner(l.alias)
-		if o.endpoint == "" || o != (owner{d.instance, p.id, o.endpoint}) || l.name != d.hostName(o.endpoint) || l.master == br.index && l.up {
+		if o.endpoint == "" || o != (owner{d.instance, p.id, o.endpoint}) {
+			continue
+		}
+		held[o.endpoint] = true
+		if l.name != d.hostName(o.endpoint) || l.master == br.index && l.up {
 			continue
 		}
 		if err := enslave(c, l, br); err != nil && !errors.Is(err, unix.ENODEV) { // gone meanwhile
 			return err
 		}
 	}
-	return nil
+	return d.withdraw(p, held)
+}
+
+// withdraw takes back what is published into a network for endpoints without a link: it leads nowhere, or to another.
+// mu is held.
+func (d *Driver) withdraw(p plan, held map[string]bool) error {
+	if err := d.rules.load(); err != nil {
+		return err
+	}
+	var gone []port
+	for _, q := range d.rules.ports {
+		if p.subnet.Contains(q.to) && !held[q.owner] {
+			gone = append(gone, q)
+		}
+	}
+	if len(gone) == 0 {
+		return nil
+	}
+	d.janitor.forget(gone)
+	return d.rules.swap(gone, nil)
 }
 
 // enslave puts a link on a bridge, and up.

@@ -459,6 +459,19 @@ func TestNotOurs(t *testing.T) {
 	w.must(w.d.Detach(t.Context(), w.n, network.Endpoint{ID: "a", NetNS: "/nonexistent"}))
 }
 
+// TestRenamed: an endpoint's link is found by what it says of itself.
+func TestRenamed(t *testing.T) {
+	w := newWorld(t).live()
+	l, err := netlink.LinkByName(w.d.hostName("a"))
+	w.must(err)
+	w.must(netlink.LinkSetDown(l))
+	w.must(netlink.LinkSetName(l, "renamed"))
+	w.must(w.d.Detach(t.Context(), w.n, network.Endpoint{ID: "a", NetNS: "/nonexistent"}))
+	for h := range w.d.Endpoints(t.Context()) {
+		t.Errorf("endpoint %s is there still", h.EndpointID)
+	}
+}
+
 // TestSideBySide: two daemons have their own tables and links, and do not see each other's.
 func TestSideBySide(t *testing.T) {
 	w := newWorld(t).live()
@@ -584,6 +597,13 @@ func TestCheck(t *testing.T) {
 		}},
 		{"port *:8080/tcp: it should be published", func() {
 			w.nft(func(c *nftables.Conn) { c.FlushSet(w.d.rules.set(mapPortAll)) })
+		}},
+		{"port *:9999/tcp: it is published for endpoint nobody", func() {
+			p := port{protocol: unix.IPPROTO_TCP, first: 9999, last: 9999, to: w.from, at: 80, owner: "nobody"}
+			w.nft(func(c *nftables.Conn) {
+				_, e := p.element()
+				w.must(c.SetAddElements(w.d.rules.set(mapPortAll), []nftables.SetElement{e}))
+			})
 		}},
 		{"chain FORWARD: it drops", func() { w.foreign("FORWARD") }},
 	} {
