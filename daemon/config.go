@@ -40,6 +40,8 @@ type config struct {
 	Network     networkConfig             `toml:"network"`
 	Plugins     map[string]pluginConfig   `toml:"plugins"`
 	Programs    programsConfig            `toml:"programs"`
+
+	file string // that it was read from; "" if there is none
 }
 
 // tlsConfig names the files that a tcp:// address asks for.
@@ -102,6 +104,7 @@ func readConfig(path string) (*config, error) {
 	if err := parseConfig(raw, c); err != nil {
 		return nil, fmt.Errorf("read configuration %s: %w", path, err)
 	}
+	c.file = path
 	return c, nil
 }
 

@@ -55,7 +55,7 @@ type house struct {
 func build(c *config) (h *house, err error) {
 	h = &house{config: c, netns: netns.New(filepath.Join(c.State, "netns"))}
 	h.limits.Store(&c.Limits)
-	if h.db, err = meta.Open(filepath.Join(c.Root, "gantry.db")); err != nil {
+	if h.db, err = meta.Open(c.database()); err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -201,7 +201,7 @@ func (h *house) newServer() *grpc.Server {
 func (h *house) newSystem() *system.Service {
 	c := h.config
 	var checks []check.Check
-	for _, s := range []interface{ Checks() []check.Check }{h.images, h.snapshots, h.containers, h.networks, h.volumes} {
+	for _, s := range []interface{ Checks() []check.Check }{c, h.images, h.snapshots, h.containers, h.networks, h.volumes} {
 		checks = append(checks, s.Checks()...)
 	}
 	return system.New(system.Config{

@@ -120,7 +120,11 @@ func newCheckCommand(env *cli.Env) *cobra.Command {
 		Use: "check [flags]", Short: "Compare the store, the drivers, the directories and the kernel",
 		Long: `Compare the store, the drivers, the directories and the kernel.
 
-Each difference is one line. The exit code is 0 if there is none (or each was mended), else 1.`,
+Each difference is one line. The exit code is 0 if there is none (or each was mended), else 1.
+
+Not a difference is what a pull that was interrupted has left: blobs and unpacked layers that no image needs yet. The next
+pull uses them, or the collector takes them after some hours. What lies in a driver's own directory is the driver's to keep
+in order: it sweeps what it did not finish when it starts.`,
 		Args: cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return runCheck(cmd.Context(), env, repair, format) },
 	}

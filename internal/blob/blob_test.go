@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -127,7 +128,17 @@ func TestAllAndRemove(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := os.WriteFile(filepath.Join(s.root, "blobs", "sha256", "stray"), nil, 0o600); err != nil {
+	var strays []string
+	for _, name := range []string{"junk", "blobs/md5", "blobs/sha256/stray", "blobs/sha512/" + strings.Repeat("0", 128)} {
+		strays = append(strays, filepath.Join(s.root, name))
+		if err := os.Mkdir(filepath.Join(s.root, name), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, err := s.Strays(); err != nil || !slices.Equal(slices.Sorted(slices.Values(got)), slices.Sorted(slices.Values(strays))) {
+		t.Errorf("strays: %q, %v", got, err)
+	}
+	if err := os.Remove(strays[3]); err != nil {
 		t.Fatal(err)
 	}
 	for info, err := range s.All() {

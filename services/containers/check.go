@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strings"
 
 	"github.com/containerd/errdefs"
 
@@ -68,7 +69,12 @@ func (s *Service) checkDirectories(_ context.Context, report check.Report) error
 		return err
 	}
 	for _, id := range kept {
-		if anID.MatchString(id) && a.records[id] == nil && !a.claimed[id] {
+		switch {
+		case !anID.MatchString(id):
+			if !strings.HasPrefix(id, filepath.Base(s.bootFile())) {
+				report("file "+s.dir(id), "it is in the directory of the containers, and no container's: take it away", nil)
+			}
+		case a.records[id] == nil && !a.claimed[id]:
 			report(subject(id), "its directory "+s.dir(id)+" is there, its record is not", func(ctx context.Context) error {
 				return s.repair(ctx, kindContainer, id, func(context.Context) error { return os.RemoveAll(s.dir(id)) })
 			})
@@ -175,24 +181,43 @@ func (s *Service) checkCgroups(_ context.Context, report check.Report) error {
 	if err != nil {
 		return err
 	}
-	seen := map[string]bool{}
+	found := map[string][]string{} // the directories of a cgroup: one, or one in each hierarchy of version 1
 	for _, pattern := range []string{filepath.Join(cgroupRoot, s.Instance, "*"), filepath.Join(cgroupRoot, "*", s.Instance, "*")} {
-		paths, err := filepath.Glob(pattern) // of version 2, and of each hierarchy of version 1
+		paths, err := filepath.Glob(pattern)
 		if err != nil {
 			return err
 		}
 		for _, path := range paths {
-			id := filepath.Base(path)
-			if !anID.MatchString(id) || seen[id] || !a.idle(id) {
-				continue
+			if st, err := os.Lstat(path); err == nil && st.IsDir() { // beside them are the kernel's files
+				found[filepath.Base(path)] = append(found[filepath.Base(path)], path)
 			}
-			seen[id] = true
-			report(subject(id), "it does not run, and its cgroup "+path+" is there", func(ctx context.Context) error {
+		}
+	}
+	for id, paths := range found {
+		switch {
+		case !anID.MatchString(id):
+			report("cgroup "+s.Instance+"/"+id, paths[0]+" is there, and no container's", func(context.Context) error {
+				return removeAll(paths)
+			})
+		case a.idle(id):
+			report(subject(id), "it does not run, and its cgroup "+paths[0]+" is there", func(ctx context.Context) error {
 				return s.repair(ctx, kindShim, id, func(ctx context.Context) error { return s.end(ctx, id, nil) })
 			})
 		}
 	}
 	return nil
+}
+
+// removeAll removes cgroups that are empty. One with processes is refused by the kernel (EBUSY): whose they are, nobody
+// here knows.
+func removeAll(paths []string) error {
+	var errs []error
+	for _, p := range paths {
+		if err := os.Remove(p); !errors.Is(err, fs.ErrNotExist) { // two hierarchies may be one, by two names
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func (s *Service) checkSnapshots(ctx context.Context, report check.Report) error {

@@ -211,7 +211,11 @@ func (s *Service) checkBlobs(_ context.Context, report check.Report) error {
 			report("blob "+d, fmt.Sprintf("it has %d bytes on disk, and should have %d", info.Size, b.GetSize()), nil)
 		}
 	}
-	return nil
+	strays, err := s.Blobs.Strays()
+	for _, path := range strays {
+		report("file "+path, "it is among the blobs, and none: take it away", nil)
+	}
+	return err
 }
 
 // unrecord drops the record of a blob that is not on disk.

@@ -59,44 +59,6 @@ func TestEvents(t *testing.T) {
 	}
 }
 
-// TestCheckFindsDifferences plants one of each kind and wants it named, then mended.
-func TestCheckFindsDifferences(t *testing.T) {
-	t.Parallel()
-	m := harness.New(t)
-	image := m.Busybox()
-	m.Must("run", "--name", "c", image, "true")
-	m.Must("system", "check")
-	id := m.Must("inspect", "-f", "{{.Id}}", "c")
-	stray := strings.Repeat("1", 64)
-	plant := m.Root + "/containers/" + stray + "/config.json"
-	if err := os.MkdirAll(filepath.Dir(plant), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(plant, []byte("x"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if r := m.Try("system", "check"); r.Code != 1 || !strings.Contains(r.Out, stray[:12]) {
-		t.Errorf("a stray directory: exit %d\n%s", r.Code, r.All())
-	}
-	if r := m.Try("system", "check", "--repair"); r.Code != 0 {
-		t.Errorf("repair: exit %d\n%s", r.Code, r.All())
-	}
-	m.Must("system", "check")
-	// A blob that went is named, and comes back with a pull: nothing but the registry has it.
-	config := m.Must("image", "inspect", "-f", "{{.ID}}", image)
-	if err := os.Remove(m.Root + "/content/blobs/" + strings.Replace(config, ":", "/", 1)); err != nil {
-		t.Fatal(err)
-	}
-	if r := m.Try("system", "check", "--repair"); r.Code != 1 || !strings.Contains(r.Out, config) || !strings.Contains(r.Out, "pull it again") {
-		t.Errorf("a blob that went: exit %d\n%s", r.Code, r.All())
-	}
-	m.Must("pull", "-q", image)
-	m.Must("system", "check")
-	if out := m.Must("inspect", "-f", "{{.Id}}", "c"); out != id {
-		t.Errorf("the container went with the repair: %q", out)
-	}
-}
-
 // TestSocket is root's and the group's; no one else gets in.
 func TestSocket(t *testing.T) {
 	t.Parallel()

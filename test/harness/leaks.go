@@ -95,7 +95,7 @@ func (m *Machine) look(before observation) (left []string) {
 	for _, mnt := range m.mounts() {
 		left = append(left, "mount "+mnt)
 	}
-	for _, cg := range m.cgroups() {
+	for _, cg := range m.Cgroups() {
 		left = append(left, "cgroup "+cg)
 	}
 	now, err := m.observe()
@@ -148,7 +148,8 @@ func (m *Machine) mounts() []string {
 	return found
 }
 
-func (m *Machine) cgroups() []string {
+// Cgroups are the directories of the instance's cgroup: one, or one in each hierarchy.
+func (m *Machine) Cgroups() []string {
 	var found []string
 	raw, _ := os.ReadFile("/proc/self/mountinfo")
 	for _, l := range strings.Split(string(raw), "\n") {
@@ -187,7 +188,7 @@ func (m *Machine) sweepUp() {
 			_ = syscall.Unmount(f[4], syscall.MNT_DETACH)
 		}
 	}
-	for _, cg := range m.cgroups() {
+	for _, cg := range m.Cgroups() {
 		var dirs []string
 		_ = filepath.WalkDir(cg, func(p string, d os.DirEntry, err error) error {
 			if err == nil && d.IsDir() {
