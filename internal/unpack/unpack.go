@@ -9,7 +9,10 @@
 // That is the outer wall. The inner one is that every name is resolved by openat2(2) with RESOLVE_IN_ROOT and
 // acted on through descriptors, so that even without the outer wall nothing outside would be touched.
 //
-// The layer format is the OCI image specification's (layer.md), and what archives in the wild make of it.
+// The layer format is the OCI image specification's (layer.md), and what archives in the wild make of it. An absolute
+// name is a name in the layer, with or without its slash, as tar(1) and Docker take it; a name that climbs out with ".." is
+// refused; so are entries below a symbolic link that leads nowhere in the layer. Devices are made as the layer says: it is the
+// container's devices cgroup that keeps them shut.
 package unpack
 
 import (
