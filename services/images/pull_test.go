@@ -18,7 +18,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gantryd/gantry/internal/meta"
-	"github.com/gantryd/gantry/internal/registry"
 	imagesv1 "github.com/gantryd/gantry/proto/gantry/images/v1"
 	"github.com/gantryd/gantry/services/images/hello"
 	"github.com/gantryd/gantry/snapshotters"
@@ -28,8 +27,14 @@ func on(driver string) func(*imagesv1.PullRequest) {
 	return func(r *imagesv1.PullRequest) { r.Snapshotter = driver }
 }
 
-// TestPull is the journey, for both drivers: what the layers hold is what is in the snapshot.
+// TestPull is the journey, for both drivers and both families of manifests: what the layers hold is what is in the snapshot.
 func TestPull(t *testing.T) {
+	for family, k := range map[string]kinds{"oci": oci, "docker": docker} {
+		t.Run(family, func(t *testing.T) { pullsWhatTheLayersHold(t, k) })
+	}
+}
+
+func pullsWhatTheLayersHold(t *testing.T, k kinds) {
 	w, f := newWorld(t, ""), newFake(t)
 	layers := []imageLayer{
 		layerOf(t, "./", "etc/", "etc/a=first", "etc/b=first", "bin/", "bin/sh=shell", "old/", "old/x=x"),
@@ -38,12 +43,15 @@ func TestPull(t *testing.T) {
 		layerOf(t),
 	}
 	layers[1].compress, layers[2].compress = "zstd", "none"
-	desc, _ := f.image("app", layers...)
+	desc, _ := f.imageOf(k, "app", layers...)
 	want := []string{"bin/", "bin/bash=shell", "bin/sh=shell", "etc/", "etc/a=second", "lib L---------", "new/", "new/z=" + big(1, 20)}
 	for _, driver := range []string{"overlay", "native"} {
 		img, said, err := w.pull(f, "app", on(driver))
 		if err != nil {
 			t.Fatal(driver, err)
+		}
+		if img.GetManifest().GetMediaType() != k.manifest || img.GetConfigDescriptor().GetMediaType() != k.config || img.GetLayers()[0].GetBlob().GetMediaType() != k.layer {
+			t.Errorf("%s: the kinds are %s, %s and %s", driver, img.GetManifest().GetMediaType(), img.GetConfigDescriptor().GetMediaType(), img.GetLayers()[0].GetBlob().GetMediaType())
 		}
 		if img.GetTarget().GetDigest() != desc.Digest.String() || img.GetPlatform() != "linux/amd64" || len(img.GetLayers()) != 4 ||
 			img.GetMeta().GetName() != f.host+"/app:latest" || img.GetMeta().GetId() != img.GetConfigDescriptor().GetDigest() ||
@@ -357,27 +365,29 @@ func TestOneOfTwoCancelled(t *testing.T) {
 // TestIndex: of several platforms the right one is taken, and attestations are not images.
 func TestIndex(t *testing.T) {
 	w, f := newWorld(t, ""), newFake(t)
-	entry := func(name string, p *ocispec.Platform) ocispec.Descriptor {
-		d, _ := f.image(name, layerOf(t, name+"="+name))
-		d.Platform = p
-		return d
-	}
-	attestation := entry("attestation", &ocispec.Platform{OS: "unknown", Architecture: "unknown"})
-	attestation.Annotations = map[string]string{"vnd.docker.reference.type": "attestation-manifest"}
-	index := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{
-		attestation, entry("arm", &ocispec.Platform{OS: "linux", Architecture: "arm64", Variant: "v8"}),
-		entry("amd", &ocispec.Platform{OS: "linux", Architecture: "amd64"}),
-	}}
-	f.tag("multi", f.json(ocispec.MediaTypeImageIndex, index))
-	index.MediaType = registry.DockerList
-	f.tag("docker", f.json(registry.DockerList, index))
-	index.MediaType, index.Manifests = ocispec.MediaTypeImageIndex, index.Manifests[:1]
-	f.tag("none", f.json(ocispec.MediaTypeImageIndex, index))
 	w.platform = platform{OS: "linux", Architecture: "amd64"}
-	for _, name := range []string{"multi", "docker"} {
+	for name, k := range map[string]kinds{"multi": oci, "list": docker} {
+		entry := func(arch string, p *ocispec.Platform) ocispec.Descriptor {
+			d, _ := f.imageOf(k, name+"-"+arch, layerOf(t, arch+"="+name))
+			d.Platform = p
+			return d
+		}
+		attestation := entry("attestation", &ocispec.Platform{OS: "unknown", Architecture: "unknown"})
+		attestation.Annotations = map[string]string{"vnd.docker.reference.type": "attestation-manifest"}
+		index := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: k.index, Manifests: []ocispec.Descriptor{
+			attestation, entry("arm", &ocispec.Platform{OS: "linux", Architecture: "arm64", Variant: "v8"}),
+			entry("amd", &ocispec.Platform{OS: "linux", Architecture: "amd64"}),
+		}}
+		f.tag(name, f.json(k.index, index))
+		index.Manifests = index.Manifests[:1]
+		f.tag(name+"-none", f.json(k.index, index))
 		img, _, err := w.pull(f, name)
-		if err != nil || img.GetConfig().GetCmd()[0] != "/bin/amd" || img.GetTarget().GetDigest() == img.GetManifest().GetDigest() {
+		if err != nil || img.GetConfig().GetCmd()[0] != "/bin/"+name+"-amd" || img.GetTarget().GetDigest() == img.GetManifest().GetDigest() ||
+			img.GetTarget().GetMediaType() != k.index || img.GetManifest().GetMediaType() != k.manifest {
 			t.Fatal(name, img, err)
+		}
+		if _, _, err := w.pull(f, name+"-none"); !errdefs.IsNotFound(err) {
+			t.Fatal(name, err)
 		}
 	}
 	// what is said of itself by the configuration counts for single images
@@ -387,9 +397,6 @@ func TestIndex(t *testing.T) {
 	}
 	_, _, err = w.pull(f, "multi", func(r *imagesv1.PullRequest) { r.Platform = "linux/s390x" })
 	if !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), "not there for linux/s390x, only for linux/amd64, linux/arm64") {
-		t.Fatal(err)
-	}
-	if _, _, err := w.pull(f, "none"); !errdefs.IsNotFound(err) {
 		t.Fatal(err)
 	}
 	w.clean()

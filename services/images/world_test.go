@@ -348,8 +348,28 @@ type imageLayer struct {
 	mediaType string
 }
 
+// kinds are the media types of an image's parts.
+type kinds struct{ manifest, index, config, layer string }
+
+// The two families (https://distribution.github.io/distribution/spec/manifest-v2-2/ is the second's).
+var (
+	oci = kinds{
+		ocispec.MediaTypeImageManifest, ocispec.MediaTypeImageIndex, ocispec.MediaTypeImageConfig, ocispec.MediaTypeImageLayerGzip,
+	}
+	docker = kinds{
+		registry.DockerManifest, registry.DockerList,
+		"application/vnd.docker.container.image.v1+json", "application/vnd.docker.image.rootfs.diff.tar.gzip",
+	}
+)
+
 // image makes an image and tags it.
 func (f *fake) image(name string, layers ...imageLayer) (ocispec.Descriptor, []ocispec.Descriptor) {
+	f.t.Helper()
+	return f.imageOf(oci, name, layers...)
+}
+
+// imageOf makes an image of one family and tags it.
+func (f *fake) imageOf(k kinds, name string, layers ...imageLayer) (ocispec.Descriptor, []ocispec.Descriptor) {
 	f.t.Helper()
 	cfg := ocispec.Image{
 		Platform: ocispec.Platform{OS: "linux", Architecture: "amd64"},
@@ -357,7 +377,7 @@ func (f *fake) image(name string, layers ...imageLayer) (ocispec.Descriptor, []o
 			Cmd: []string{"/bin/" + name}, Labels: map[string]string{"name": name}, ExposedPorts: map[string]struct{}{"80/tcp": {}},
 		},
 	}
-	m := ocispec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest}
+	m := ocispec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: k.manifest}
 	for _, l := range layers {
 		if l.diffID == "" {
 			l.diffID = digest.FromBytes(l.tar)
@@ -365,12 +385,12 @@ func (f *fake) image(name string, layers ...imageLayer) (ocispec.Descriptor, []o
 		cfg.RootFS.DiffIDs = append(cfg.RootFS.DiffIDs, l.diffID)
 		cfg.History = append(cfg.History, ocispec.History{CreatedBy: "step"}, ocispec.History{CreatedBy: "nothing", EmptyLayer: true})
 		if l.mediaType == "" {
-			l.mediaType = ocispec.MediaTypeImageLayerGzip
+			l.mediaType = k.layer
 		}
 		m.Layers = append(m.Layers, f.add(l.mediaType, pack(f.t, l.tar, l.compress)))
 	}
-	m.Config = f.json(ocispec.MediaTypeImageConfig, cfg)
-	d := f.json(ocispec.MediaTypeImageManifest, m)
+	m.Config = f.json(k.config, cfg)
+	d := f.json(k.manifest, m)
 	f.tag(name, d)
 	return d, m.Layers
 }
