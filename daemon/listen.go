@@ -40,8 +40,11 @@ func lockState(dir string) (*os.File, error) {
 	return f, nil
 }
 
+// lookupGroup finds a group by its name, as user.LookupGroup does.
+type lookupGroup func(name string) (*user.Group, error)
+
 // listen opens every address. Callers may connect at once; they are served after recovery.
-func listen(addresses []string, t tlsConfig) (all []net.Listener, err error) {
+func listen(addresses []string, t tlsConfig, lookup lookupGroup) (all []net.Listener, err error) {
 	defer func() {
 		if err != nil {
 			for _, l := range all {
@@ -53,7 +56,7 @@ func listen(addresses []string, t tlsConfig) (all []net.Listener, err error) {
 		var l net.Listener
 		scheme, rest, _ := strings.Cut(a, "://")
 		if scheme == "unix" {
-			l, err = listenUnix(rest)
+			l, err = listenUnix(rest, lookup)
 		} else {
 			l, err = listenTLS(rest, t)
 		}
@@ -67,7 +70,7 @@ func listen(addresses []string, t tlsConfig) (all []net.Listener, err error) {
 
 // listenUnix listens at path with mode 0660 and the group gantry, if there is one. What a dead
 // daemon left at path is replaced; anything else there is refused.
-func listenUnix(path string) (net.Listener, error) {
+func listenUnix(path string, lookup lookupGroup) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o711); err != nil {
 		return nil, err
 	}
@@ -94,15 +97,15 @@ func listenUnix(path string) (net.Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := openToGroup(path); err != nil {
+	if err := openToGroup(path, lookup); err != nil {
 		_ = l.Close()
 		return nil, err
 	}
 	return l, nil
 }
 
-func openToGroup(path string) error {
-	g, err := user.LookupGroup(socketGroup)
+func openToGroup(path string, lookup lookupGroup) error {
+	g, err := lookup(socketGroup)
 	if err != nil {
 		slog.Info("no such group: only root can use the socket", "group", socketGroup, "socket", path)
 		return os.Chmod(path, 0o600)

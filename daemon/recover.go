@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"os/user"
 	"sync"
 	"time"
 
@@ -35,7 +36,7 @@ func serve(ctx context.Context, o *options, level *slog.LevelVar, hup <-chan os.
 		return err
 	}
 	defer lock.Close() //nolint:errcheck // the lock goes with it
-	listeners, err := listen(c.Listen, c.TLS)
+	listeners, err := listen(c.Listen, c.TLS, user.LookupGroup)
 	if err != nil {
 		return err
 	}

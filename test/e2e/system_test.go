@@ -2,8 +2,10 @@ package e2e
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
+	"os/user"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -67,8 +69,13 @@ func TestSocket(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if mode := st.Mode().Perm(); mode&0o007 != 0 {
-		t.Errorf("mode %o", mode)
+	want, gid := os.FileMode(0o600), "0"
+	if g, err := user.LookupGroup("gantry"); err == nil {
+		want, gid = 0o660, g.Gid
+	}
+	own, ok := st.Sys().(*syscall.Stat_t)
+	if !ok || st.Mode().Perm() != want || own.Uid != 0 || fmt.Sprint(own.Gid) != gid {
+		t.Errorf("mode %o of %d:%d, want %o of 0:%s", st.Mode().Perm(), own.Uid, own.Gid, want, gid)
 	}
 	cmd := m.Command("info")
 	cmd.Path = filepath.Join(m.Dir, "gantry")
