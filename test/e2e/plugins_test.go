@@ -1,6 +1,8 @@
 package e2e
 
 import (
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -44,7 +46,7 @@ func TestPluginsDie(t *testing.T) {
 			}
 		}()
 		failed := many(m, 200, image, func(r harness.Result) {
-			if _, name, _ := strings.Cut(plugin, "/"); !strings.Contains(r.Err, name) {
+			if _, name, _ := strings.Cut(plugin, "/"); !strings.Contains(r.Err, "driver "+name+": ") {
 				t.Errorf("%s was killed, and a run failed without naming it: exit %d %s", plugin, r.Code, r.Err)
 			}
 		})
@@ -58,6 +60,37 @@ func TestPluginsDie(t *testing.T) {
 			t.Errorf("%s: %d of 200 runs failed afterwards", plugin, failed)
 		}
 		m.Must("system", "check")
+	}
+}
+
+// TestPluginThatDoesNotStart: whoever needs it is told which driver, what was asked of it, and why it does not run; the others
+// go on.
+func TestPluginThatDoesNotStart(t *testing.T) {
+	t.Parallel()
+	for plugin, c := range map[string]struct {
+		says   string
+		need   []string // what fails
+		spared []string
+	}{
+		"network/bridge":      {"driver bridge: ", []string{"run", "--rm", "hello"}, []string{"run", "--rm", "--network", "none", "hello"}},
+		"snapshotter/overlay": {"driver overlay: ", []string{"run", "--rm", "hello"}, []string{"run", "--rm", "--snapshotter", "native", "hello"}},
+	} {
+		t.Run(plugin, func(t *testing.T) {
+			m := harness.Bare(t)
+			config := filepath.Join(m.Dir, "gantryd.toml")
+			if err := os.WriteFile(config, []byte("[plugins.\""+plugin+"\"]\npath = \"/bin/false\"\n"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			harness.Flags("--config", config)(m)
+			m.Start()
+			m.Fails(125, c.says, c.need...)
+			m.Must(c.spared...)
+			if err := os.WriteFile(config, nil, 0o600); err != nil { // so that what comes after can compare
+				t.Fatal(err)
+			}
+			m.Restart()
+			m.Must(c.need...)
+		})
 	}
 }
 
