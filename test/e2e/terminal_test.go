@@ -133,10 +133,43 @@ func TestTerminal(t *testing.T) {
 	term.expect("/dev/pts/0") // the ring is replayed
 	term.write("echo back $((6*7))\r")
 	term.expect("back 42")
+	term.write("stty size\r")
+	term.expect("24 80") // of the terminal that is attached now
+	term.size(90, 33)
+	term.write("sleep 0.2; stty size\r")
+	term.expect("33 90")
 	term.write("exit 5\r")
 	if code := term.exit(); code != 5 {
 		t.Errorf("exit %d", code)
 	}
+}
+
+// TestDetachKeys: run, attach and exec are left by the keys that are asked for, and by no others; what ran goes on.
+func TestDetachKeys(t *testing.T) {
+	t.Parallel()
+	m := harness.New(t)
+	image := m.Busybox()
+	leave := func(term *terminal, keys string) {
+		t.Helper()
+		term.expect("ready> ")
+		term.write("\x10\x11echo still $((40+2))\r") // ctrl-p ctrl-q are the shell's now
+		term.expect("still 42")
+		term.expect("ready> ")
+		term.write(keys)
+		if code := term.exit(); code != 0 {
+			t.Errorf("detach: exit %d", code)
+		}
+	}
+	leave(onTerminal(t, m, "run", "-it", "--detach-keys", "ctrl-e,e", "--name", "c", "-e", "PS1=ready> ", image, "sh"), "\x05e")
+	leave(onTerminal(t, m, "attach", "--detach-keys", "ctrl-x,q", "c"), "\x18q")
+	leave(onTerminal(t, m, "exec", "-it", "--detach-keys", "ctrl-]", "-e", "PS1=ready> ", "c", "sh", "-c", "echo $$ > /left; exec sh"), "\x1d")
+	m.Must("exec", "c", "sh", "-c", "kill -0 $(cat /left)") // the process of the exec runs without its terminal
+	if out := m.Must("inspect", "-f", "{{.State.Status}}", "c"); out != "running" {
+		t.Errorf("detached, and now %q", out)
+	}
+	m.Fails(125, "ctrl-", "run", "--detach-keys", "ctrl-", image, "true")
+	m.Fails(2, "ctrl-", "attach", "--detach-keys", "ctrl-", "c")
+	m.Fails(125, "ctrl-", "exec", "--detach-keys", "ctrl-", "c", "true")
 }
 
 // TestExecTerminal is a second shell in the same container.
@@ -151,6 +184,10 @@ func TestExecTerminal(t *testing.T) {
 	term.expect("/etc")
 	term.expect("user")
 	term.expect("24 80")
+	term.expect("ready> ")
+	term.size(101, 41)
+	term.write("sleep 0.2; stty size\r")
+	term.expect("41 101")
 	term.expect("ready> ")
 	term.write("exit 9\r")
 	if code := term.exit(); code != 9 {
