@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -21,6 +22,9 @@ func TestDebian(t *testing.T) {
 	m.Must("pull", ref)
 	if out := m.Must("image", "inspect", "-f", "{{len .RootFS.Layers}}", ref); out != "7" {
 		t.Errorf("layers: %s", out)
+	}
+	if size, err := strconv.Atoi(m.Must("image", "inspect", "-f", "{{.Size}}", ref)); err != nil || size < 150_000_000 {
+		t.Errorf("it has %d bytes (%v): too few to be a system", size, err)
 	}
 
 	t.Run("files", func(t *testing.T) {
@@ -86,6 +90,12 @@ func TestDebian(t *testing.T) {
 		term.size(100, 40)
 		term.write("stty size\r")
 		term.expect("40 100")
+		term.write("sleep 400\r")
+		time.Sleep(200 * time.Millisecond) // let it begin: what is tested is that ctrl-c ends it
+		term.write("\x03")
+		term.expect("ready> ")
+		term.write("echo it ended with $?\r")
+		term.expect("it ended with 130")
 		term.write("sleep 500 &\r")
 		term.expect("[1]")
 		term.write("fg\r")
