@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
+	bolt "go.etcd.io/bbolt"
 
 	"github.com/gantryd/gantry/test/harness"
 )
@@ -59,6 +61,40 @@ func TestEvents(t *testing.T) {
 	if out := m.Must("events", "--after", before, "--no-follow", "--filter", "kind=containers", "--filter", "verb=remove"); !strings.Contains(out, "remove") {
 		t.Errorf("the history did not survive: %q", out)
 	}
+	m.Fails(1, "the store is at", "events", "--after", "99999999", "--no-follow")
+	// As it is after ten thousand events more.
+	m.Stop()
+	kept := forgetEvents(t, filepath.Join(m.Root, "gantry.db"), 3)
+	m.Start()
+	m.Fails(1, fmt.Sprintf("watch after revision %d: events are kept since %d: list, then watch from there", kept-1, kept), "events", "--after", fmt.Sprint(kept-1))
+	m.Must("events", "--after", fmt.Sprint(kept), "--no-follow")
+	if out := m.Must("events", "--from-start", "--no-follow"); !strings.Contains(out, "remove") {
+		t.Errorf("from the start: %q", out)
+	}
+}
+
+// forgetEvents drops the oldest n events of a store that nobody has open, and returns the revision of the last of them.
+func forgetEvents(t *testing.T, path string, n int) (last uint64) {
+	t.Helper()
+	db, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	if err := db.Update(func(tx *bolt.Tx) error {
+		events := tx.Bucket([]byte("v1")).Bucket([]byte("events"))
+		for range n {
+			k, _ := events.Cursor().First()
+			last = binary.BigEndian.Uint64(k)
+			if err := events.Delete(k); err != nil {
+				return err
+			}
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return last
 }
 
 // TestSocket is root's and the group's; no one else gets in.
