@@ -7,7 +7,7 @@
 //	container.go      init's life, from create to the last exit; restart.go decides whether it was
 //	exec.go           other processes beside it
 //	process.go        one process, whichever
-//	stdio.go ring.go  what it reads and writes
+//	stdio.go ring.go  what it reads and writes; order.go, in which order
 //	reap.go           orphans
 //	log.go            the shim's own words
 //

@@ -112,14 +112,14 @@ func (p *process) make(tty, stdin bool, create func(runtime.Stdio) (runtime.Proc
 	p.rp, p.tty, p.term, p.began, p.killed, p.ready = rp, tty, term, time.Time{}, false, true
 	if tty {
 		p.setSize()
-		p.pumps = []*pump{startPump(p.out, frame.Stdout, term)}
+		p.pumps = p.out.startPumps(newPump(p.out, frame.Stdout, term))
 		if !stdin {
 			term = nil
 		}
 		p.in.open(term, true)
 		return nil
 	}
-	p.pumps = []*pump{startPump(p.out, frame.Stdout, ps.outR), startPump(p.out, frame.Stderr, ps.errR)}
+	p.pumps = p.out.startPumps(newPump(p.out, frame.Stdout, ps.outR), newPump(p.out, frame.Stderr, ps.errR))
 	p.in.open(ps.inW, false)
 	return nil
 }

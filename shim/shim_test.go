@@ -249,6 +249,7 @@ func (b *box) until(ok func(*shimv1.StateResponse) bool) *shimv1.StateResponse {
 // heard is what came over an IO.
 type heard struct {
 	out, err bytes.Buffer
+	all      bytes.Buffer // both, in the order in which they came
 	lost     uint64
 	starts   int
 	exit     *typesv1.Exit
@@ -271,8 +272,10 @@ func hear(t testing.TB, c supervise.IO, enough func(*heard) bool) *heard {
 		switch o := o.GetOutput().(type) {
 		case *typesv1.ProcessOutput_Stdout:
 			h.out.Write(o.Stdout)
+			h.all.Write(o.Stdout)
 		case *typesv1.ProcessOutput_Stderr:
 			h.err.Write(o.Stderr)
+			h.all.Write(o.Stderr)
 		case *typesv1.ProcessOutput_LostBytes:
 			h.lost += o.LostBytes
 		case *typesv1.ProcessOutput_StartedPid:

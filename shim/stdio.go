@@ -7,6 +7,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -64,10 +65,8 @@ var buffers = sync.Pool{New: func() any {
 	return &b
 }}
 
-// chunk reads once and passes on what it got. It does not block.
+// chunk reads once and passes on what it got. It does not block. It is called with reading held.
 func (o *outputs) chunk(t frame.Type, fd int, discard bool) (int, error) {
-	o.reading.Lock()
-	defer o.reading.Unlock()
 	buf := buffers.Get().(*[]byte) //nolint:forcetypeassert // nothing else is in there
 	defer buffers.Put(buf)
 	n, err := unix.Read(fd, (*buf)[logfile.Head:logfile.Head+logfile.MaxBlock])
@@ -150,25 +149,40 @@ func (o *outputs) newRun() {
 
 // pump reads one pipe, or terminal, until it ends. Nothing stops it: what cannot be kept is lost.
 type pump struct {
-	o    *outputs
-	t    frame.Type
-	f    *os.File
-	rest chan struct{} // closed when all that the process itself wrote was read
-	gone chan struct{} // closed when the file is
+	o     *outputs
+	t     frame.Type
+	f     *os.File
+	rc    syscall.RawConn
+	order *order        // nil: it is alone
+	rest  chan struct{} // closed when all that the process itself wrote was read
+	gone  chan struct{} // closed when the file is
 
 	once    sync.Once
 	linger  atomic.Bool // go on after the process has exited, for its children
-	discard bool
+	discard atomic.Bool
 }
 
-// startPump takes f over.
-func startPump(o *outputs, t frame.Type, f *os.File) *pump {
+// newPump takes f over; startPumps starts it.
+func newPump(o *outputs, t frame.Type, f *os.File) *pump {
+	rc, _ := f.SyscallConn() // there is one of every file
+	return &pump{o: o, t: t, f: f, rc: rc, rest: make(chan struct{}), gone: make(chan struct{})}
+}
+
+// startPumps starts the pumps of one process.
+func (o *outputs) startPumps(pumps ...*pump) []*pump {
+	if len(pumps) > 1 {
+		together := newOrder(pumps...)
+		for _, p := range pumps {
+			p.order = together
+		}
+	}
 	o.mu.Lock()
-	o.pumps++
+	o.pumps += len(pumps)
 	o.mu.Unlock()
-	p := &pump{o: o, t: t, f: f, rest: make(chan struct{}), gone: make(chan struct{})}
-	go p.run()
-	return p
+	for _, p := range pumps {
+		go p.run()
+	}
+	return pumps
 }
 
 // settle says that the process has exited: what is in the pipe is all that it wrote.
@@ -195,24 +209,21 @@ func (p *pump) run() {
 	defer close(p.gone)
 	defer p.f.Close() //nolint:errcheck // it was only read
 	defer p.quiet()
-	rc, err := p.f.SyscallConn()
-	if err != nil {
-		return
-	}
+	defer p.leave()
 	var pace pace
 	for {
 		n, rerr := 0, error(nil)
-		err := rc.Read(func(fd uintptr) bool {
-			n, rerr = p.o.chunk(p.t, int(fd), p.discard) //nolint:gosec // a descriptor
+		err := p.rc.Read(func(fd uintptr) bool {
+			n, rerr = p.chunk(fd)
 			return !errors.Is(rerr, unix.EAGAIN)
 		})
 		switch {
 		case errors.Is(err, os.ErrDeadlineExceeded):
-			if p.drain(rc.Control) || !p.linger.Load() {
+			if p.drain() || !p.linger.Load() {
 				return
 			}
 			p.quiet()
-			p.discard = true
+			p.discard.Store(true)
 			_ = p.f.SetReadDeadline(time.Time{})
 		case err != nil, rerr != nil, n == 0: // a terminal that was hung up says EIO
 			return
@@ -223,10 +234,10 @@ func (p *pump) run() {
 }
 
 // drain reads what is there. It reports whether that was the end.
-func (p *pump) drain(control func(func(fd uintptr)) error) (end bool) {
-	err := control(func(fd uintptr) {
+func (p *pump) drain() (end bool) {
+	err := p.rc.Control(func(fd uintptr) {
 		for left := restBytes; left > 0; {
-			n, err := p.o.chunk(p.t, int(fd), p.discard) //nolint:gosec // a descriptor
+			n, err := p.chunk(fd)
 			if errors.Is(err, unix.EAGAIN) {
 				return
 			}
