@@ -37,8 +37,10 @@ func (m *Machine) observe() (observation, error) {
 		}
 	}
 	sort.Strings(links)
+	// Whether a link has its carrier yet is the kernel's to say, a moment after it was made.
+	routes := strings.ReplaceAll(run("ip", "-4", "route", "show", "table", "all"), " linkdown", "")
 	o := observation{
-		links: strings.Join(links, " "), routes: run("ip", "-4", "route", "show", "table", "all"), rules: run("ip", "rule"), tables: run("nft", "list", "ruleset"),
+		links: strings.Join(links, " "), routes: routes, rules: run("ip", "rule"), tables: run("nft", "list", "ruleset"),
 	}
 	m.NS.Do(func() { o.switches = switches() })
 	return o, errors.Join(errs...)
