@@ -275,3 +275,28 @@ func TestRevisionIsStored(t *testing.T) {
 		}
 	})
 }
+
+// TestVerifyWhileWritten: pages that writers free and take meanwhile are no faults.
+func TestVerifyWhileWritten(t *testing.T) {
+	db := fresh(t)
+	puts(t, db, 0, 100)
+	stop, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for i := 0; ; i = (i + 10) % 100 {
+			select {
+			case <-stop:
+				return
+			default:
+				puts(t, db, i, i+10)
+			}
+		}
+	}()
+	for range 50 {
+		if err := db.Verify(func(s, d string) { t.Error(s, d) }); err != nil {
+			t.Error(err)
+		}
+	}
+	close(stop)
+	<-done
+}
