@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
+	"strings"
 	"sync"
 
 	"github.com/gantryd/gantry/internal/check"
@@ -165,55 +168,100 @@ func (s *Service) Checks() []check.Check {
 	return []check.Check{{Name: "networks.endpoints", Run: s.compare}, {Name: "networks.host", Run: s.compareHost}}
 }
 
-// compareHost asks drivers what differs on the host, of networks that somebody is on.
+// compareHost asks drivers what differs on the host, of networks that somebody is on. The store is read before and after:
+// what is said of an endpoint that somebody is at, or that came or went meanwhile, is under way.
 func (s *Service) compareHost(ctx context.Context, report check.Report) error {
-	all, err := s.accounts()
+	before, err := s.accounts()
 	if err != nil {
 		return err
 	}
-	for _, a := range all {
+	type found struct {
+		network.Difference
+		account
+	}
+	var all []found
+	for _, a := range before {
 		if len(a.endpoints) == 0 {
 			continue
 		}
-		if err := s.checkOne(ctx, a, report); err != nil {
+		differences, err := s.checkOne(ctx, a)
+		if err != nil {
 			return fmt.Errorf("network %s: %w", a.spec.Name, err)
+		}
+		for _, d := range differences {
+			all = append(all, found{d, a})
+		}
+	}
+	if len(all) == 0 {
+		return nil
+	}
+	after, err := s.accounts()
+	if err != nil {
+		return err
+	}
+	busy := underWay(before, after)
+	for _, d := range all {
+		if !slices.ContainsFunc(busy, func(id string) bool { return strings.Contains(d.Subject+" "+d.Detail, id) }) {
+			report(d.Subject, fmt.Sprintf("network %s: %s", d.spec.Name, d.Detail), s.mendLater(d.spec.ID))
 		}
 	}
 	return nil
 }
 
-func (s *Service) checkOne(ctx context.Context, a account, report check.Report) error {
+// underWay are the endpoints that somebody is at in either of two accounts, or that only one of them has.
+func underWay(before, after []account) (ids []string) {
+	seen := map[string]int{}
+	for _, all := range [][]account{before, after} {
+		for i, a := range all {
+			for id := range a.endpoints {
+				seen[id]++
+			}
+			if i == 0 { // each has them all
+				ids = slices.AppendSeq(ids, maps.Keys(a.claimed))
+			}
+		}
+	}
+	for id, n := range seen {
+		if n == 1 {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
+// checkOne asks a network's driver, if it can tell.
+func (s *Service) checkOne(ctx context.Context, a account) (all []network.Difference, err error) {
 	info, err := s.drivers.Info(ctx, plugins.Network, a.record.GetDriver())
 	if err != nil || !info.Has(network.Check) {
-		return err
+		return nil, err
 	}
 	d, err := s.drivers.Network(a.record.GetDriver())
 	if err != nil {
-		return err
+		return nil, err
 	}
 	c, ok := d.(network.Checker)
 	if !ok {
-		return nil
+		return nil, nil
 	}
 	var want []network.Want
 	for id, e := range a.endpoints {
 		ep, err := seat(e, "", a.handles[id])
 		if err != nil {
-			return err
+			return nil, err
 		}
 		ports, err := wire(e.GetPorts())
 		if err != nil {
-			return err
+			return nil, err
 		}
 		want = append(want, network.Want{Endpoint: ep, Ports: ports})
 	}
 	for diff, err := range c.Check(ctx, a.spec, want) {
 		if err != nil {
-			return err
+			return nil, err
 		}
-		report(diff.Subject, fmt.Sprintf("network %s: %s", a.spec.Name, diff.Detail), s.mendLater(a.spec.ID))
+		all = append(all, diff)
 	}
-	return nil
+	return all, nil
 }
 
 // mendLater mends a network as it is to be then.

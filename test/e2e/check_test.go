@@ -5,7 +5,10 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/gantryd/gantry/test/harness"
 )
@@ -120,18 +123,57 @@ func inNetwork(m *harness.Machine, link string) []difference {
 		},
 		{
 			name: "a port that is not published any more", plant: "nft flush map inet " + m.Instance + " port-all",
-			says: "networks.host: port *:8080/tcp: network bridge: it should be published",
+			says: "networks.host: port *:8080/tcp of endpoint ",
 		},
 		{
 			name:  "a port that is published for nobody",
 			plant: "nft add element inet " + m.Instance + " port-all '{ tcp . 9999 comment \"nobody\" : '$(nft list map inet " + m.Instance + " port-all | grep -oE '[0-9]+(\\.[0-9]+){3}')' . 80 }'",
-			says:  "networks.host: port *:9999/tcp: network bridge: it is published for endpoint nobody",
+			says:  "networks.host: port *:9999/tcp of endpoint nobody: network bridge: it is published",
 		},
 		{
 			name: "a rule table that went", plant: "nft delete table inet " + m.Instance,
 			says: "networks.host: table inet " + m.Instance + ": ",
 		},
 	}
+}
+
+// TestCheckWhileBusy: what is under way is no difference.
+func TestCheckWhileBusy(t *testing.T) {
+	t.Parallel()
+	m := harness.New(t)
+	image := m.Busybox()
+	r := &harness.Registry{Address: "127.0.0.1:5000"}
+	r.On(m)
+	other := r.Push("other", v1.ImageConfig{Cmd: []string{"true"}}, harness.TarLayer(t, harness.File("data", strings.Repeat("x", 1<<20), 0o644)))
+	stop := make(chan struct{})
+	var work sync.WaitGroup
+	again := func(commands ...[]string) {
+		work.Go(func() {
+			for {
+				for _, c := range commands {
+					select {
+					case <-stop:
+						return
+					default:
+					}
+					if r := m.Try(c...); r.Code != 0 {
+						t.Errorf("gantry %s: exit %d %s", strings.Join(c, " "), r.Code, r.Err)
+					}
+				}
+			}
+		})
+	}
+	again([]string{"run", "--rm", image, "true"})
+	again([]string{"run", "-d", "--name", "web", "-p", "8080:80", image, "sleep", "1000"}, []string{"rm", "-f", "web"})
+	again([]string{"create", "--name", "made", "-v", "data:/data", image}, []string{"rm", "made"}, []string{"volume", "rm", "data"})
+	again([]string{"pull", "-q", other}, []string{"rmi", other})
+	for range 40 {
+		if r := m.Try("system", "check"); r.Code != 0 {
+			t.Errorf("exit %d %s", r.Code, r.All())
+		}
+	}
+	close(stop)
+	work.Wait()
 }
 
 // TestCheckFindsLostBlobs: a blob that went is named, and comes back with a pull: nothing but the registry has it.

@@ -595,10 +595,10 @@ func TestCheck(t *testing.T) {
 		{"table inet gantry-test: set sources has no element", func() {
 			w.nft(func(c *nftables.Conn) { c.FlushSet(w.d.rules.set(mapSources)) })
 		}},
-		{"port *:8080/tcp: it should be published", func() {
+		{"port *:8080/tcp of endpoint a: it should be published", func() {
 			w.nft(func(c *nftables.Conn) { c.FlushSet(w.d.rules.set(mapPortAll)) })
 		}},
-		{"port *:9999/tcp: it is published for endpoint nobody", func() {
+		{"port *:9999/tcp of endpoint nobody: it is published", func() {
 			p := port{protocol: unix.IPPROTO_TCP, first: 9999, last: 9999, to: w.from, at: 80, owner: "nobody"}
 			w.nft(func(c *nftables.Conn) {
 				_, e := p.element()

@@ -188,13 +188,13 @@ func (d *Driver) checkPorts(p plan, want []network.Want, differ differ) error {
 		}
 		for _, q := range ports {
 			if !extra[q] {
-				differ("port "+q.String(), "it should be published for endpoint %s, and is not", w.ID)
+				differ("port "+q.String()+" of endpoint "+w.ID, "it should be published, and is not")
 			}
 			delete(extra, q)
 		}
 	}
 	for q := range extra {
-		differ("port "+q.String(), "it is published for endpoint %s, and should not be", q.owner)
+		differ("port "+q.String()+" of endpoint "+q.owner, "it is published, and should not be")
 	}
 	return nil
 }
