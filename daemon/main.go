@@ -20,6 +20,7 @@ import (
 	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 
+	"github.com/gantryd/gantry/internal/sentence"
 	"github.com/gantryd/gantry/internal/unpack"
 )
 
@@ -95,6 +96,14 @@ func (o *options) load() (*config, error) {
 	return c, nil
 }
 
+// words says errors to the log without what only names their class.
+func words(_ []string, a slog.Attr) slog.Attr {
+	if err, ok := a.Value.Any().(error); ok {
+		a.Value = slog.StringValue(sentence.Of(err))
+	}
+	return a
+}
+
 // run is main with its streams and its exit code: 0 done, 1 could not, 2 wrong flags or configuration.
 func run(args []string, out, errOut io.Writer) int {
 	o, err := parseFlags(args, errOut)
@@ -124,7 +133,7 @@ func run(args []string, out, errOut io.Writer) int {
 	level := new(slog.LevelVar)
 	l, _ := o.config.level() // check has looked at it
 	level.Set(l)
-	slog.SetDefault(slog.New(slog.NewTextHandler(errOut, &slog.HandlerOptions{Level: level})))
+	slog.SetDefault(slog.New(slog.NewTextHandler(errOut, &slog.HandlerOptions{Level: level, ReplaceAttr: words})))
 
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
 	defer stop()

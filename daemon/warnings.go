@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gantryd/gantry/internal/cgroup"
+	"github.com/gantryd/gantry/internal/sentence"
 )
 
 // controllers are what limits need.
@@ -17,7 +18,7 @@ var controllers = []string{"cpu", "memory", "pids", "devices", "freezer"}
 func warnings() []string {
 	var out []string
 	if h, err := cgroup.Detect(); err != nil {
-		out = append(out, err.Error())
+		out = append(out, sentence.Of(err))
 	} else if h.Mode != cgroup.V2 {
 		for _, c := range controllers {
 			if !mounted(h, c) {

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"github.com/gantryd/gantry/internal/frame"
+	"github.com/gantryd/gantry/internal/sentence"
 )
 
 const (
@@ -98,7 +99,7 @@ func refuse(c *net.UnixConn, err error) {
 	if st := code(err); st != codes.Unknown {
 		class = st
 	}
-	_, _ = c.Write(frame.AppendRefused(nil, uint8(class), err.Error())) //nolint:gosec // one of seventeen
+	_, _ = c.Write(frame.AppendRefused(nil, uint8(class), sentence.Of(err))) //nolint:gosec // one of seventeen
 }
 
 // enter takes a place at the streams.

@@ -17,6 +17,7 @@ import (
 
 	"github.com/gantryd/gantry/internal/bundle"
 	"github.com/gantryd/gantry/internal/logfile"
+	"github.com/gantryd/gantry/internal/sentence"
 	shimv1 "github.com/gantryd/gantry/proto/gantry/shim/v1"
 	typesv1 "github.com/gantryd/gantry/proto/gantry/types/v1"
 	"github.com/gantryd/gantry/shim/runtime"
@@ -315,7 +316,7 @@ func (s *shim) start(ctx context.Context) (pid int, err error) {
 		s.mu.Lock()
 		s.stopped = true // whoever asked knows: it is theirs to try again
 		s.mu.Unlock()
-		s.over(s.unstarted(err), err.Error()) //nolint:contextcheck // an end is recorded, whoever asked for the start
+		s.over(s.unstarted(err), sentence.Of(err)) //nolint:contextcheck // an end is recorded, whoever asked for the start
 	}
 	return pid, err
 }
@@ -508,7 +509,7 @@ func (s *shim) rerun() {
 	}
 	if err != nil {
 		s.log.Warn("the container could not be started again", "err", err)
-		s.over(s.unstarted(err), err.Error())
+		s.over(s.unstarted(err), sentence.Of(err))
 		return
 	}
 	s.mu.Lock()

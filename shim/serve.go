@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/gantryd/gantry/internal/sentence"
 	shimv1 "github.com/gantryd/gantry/proto/gantry/shim/v1"
 	typesv1 "github.com/gantryd/gantry/proto/gantry/types/v1"
 	"github.com/gantryd/gantry/shim/runtime"
@@ -335,5 +336,5 @@ func wire(err error) error {
 	if c == codes.Unknown {
 		c = codes.Internal
 	}
-	return status.Error(c, err.Error())
+	return status.Error(c, sentence.Of(err))
 }

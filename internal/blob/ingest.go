@@ -70,7 +70,7 @@ func (s *Store) ingest(ctx context.Context, desc ocispec.Descriptor) (*Ingest, e
 			return nil, fmt.Errorf("ingest blob %s: the store has it with %d bytes, not the %d that were announced: %w",
 				desc.Digest, info.Size, desc.Size, errdefs.ErrDataLoss)
 		}
-		return nil, fmt.Errorf("ingest blob %s: %w", desc.Digest, errdefs.ErrAlreadyExists)
+		return nil, fmt.Errorf("ingest blob %s: it is there already: %w", desc.Digest, errdefs.ErrAlreadyExists)
 	} else if !errdefs.IsNotFound(err) {
 		return nil, err
 	}

@@ -170,7 +170,7 @@ func parseRule(s string) (*rule, error) {
 		}
 		d, err := time.ParseDuration(f[0])
 		if err != nil || d < 0 {
-			return nil, fmt.Errorf("duration %q: %w", f[0], errdefs.ErrInvalidArgument)
+			return nil, fmt.Errorf("duration %q: write one as 10ms: %w", f[0], errdefs.ErrInvalidArgument)
 		}
 		r.delay, f = d, f[1:]
 	default:

@@ -20,7 +20,7 @@ func (n Names) key(name string) []byte { return []byte(Key(string(n), name)) }
 // does.
 func (n Names) Reserve(tx *Tx, name, id string) error {
 	if name == "" || id == "" || strings.ContainsRune(name, 0) {
-		return fmt.Errorf("%s name %q for %q: %w", n, name, id, errdefs.ErrInvalidArgument)
+		return fmt.Errorf("%s name %q for %q: both must be given, and the name without a NUL: %w", n, name, id, errdefs.ErrInvalidArgument)
 	}
 	switch holder := tx.bucket(namesBucket).Get(n.key(name)); {
 	case holder == nil:
@@ -35,7 +35,7 @@ func (n Names) Reserve(tx *Tx, name, id string) error {
 func (n Names) Resolve(tx *Tx, name string) (string, error) {
 	id := tx.bucket(namesBucket).Get(n.key(name))
 	if id == nil {
-		return "", fmt.Errorf("%s %q: %w", n, name, errdefs.ErrNotFound)
+		return "", fmt.Errorf("%s %q: there is none of that name: %w", n, name, errdefs.ErrNotFound)
 	}
 	return string(id), nil
 }
@@ -100,7 +100,7 @@ func Resolve[T proto.Message](tx *Tx, t Table[T], kind Names, ref string) (T, er
 	}
 	switch len(found) {
 	case 0:
-		return none, fmt.Errorf("%s %q: %w", kind, ref, errdefs.ErrNotFound)
+		return none, fmt.Errorf("%s %q: there is none of that name or id: %w", kind, ref, errdefs.ErrNotFound)
 	case 1:
 		return t.Get(tx, found[0])
 	}

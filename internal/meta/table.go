@@ -52,7 +52,7 @@ func (t Table[T]) Get(tx *Tx, id string) (T, error) {
 	v := t.make()
 	raw := tx.bucket(t.name).Get([]byte(id))
 	if raw == nil {
-		return v, fmt.Errorf("%s %q: %w", t.name, readable([]byte(id)), errdefs.ErrNotFound)
+		return v, fmt.Errorf("%s %q: there is no such record: %w", t.name, readable([]byte(id)), errdefs.ErrNotFound)
 	}
 	return v, t.decode(id, raw, v)
 }

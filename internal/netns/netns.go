@@ -128,7 +128,7 @@ func (d *Dir) Find(id string) (string, error) {
 	if path := d.Path(id); pinned(path) {
 		return path, nil
 	}
-	return "", fmt.Errorf("network namespace %s: %w", id, errdefs.ErrNotFound)
+	return "", fmt.Errorf("network namespace %s is not there: %w", id, errdefs.ErrNotFound)
 }
 
 // Remove lets go of id. The namespace, and every link in it, ends once its last process

@@ -14,6 +14,8 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/gantryd/gantry/internal/sentence"
 )
 
 // Domain is the domain of gantry's ErrorInfo.
@@ -63,12 +65,13 @@ func Reason(err error) string {
 }
 
 // ToStatus turns an error into what goes over the wire. An error without a class is Internal:
-// whoever made it has not thought about what the caller should do.
+// whoever made it has not thought about what the caller should do. The words of the class are left out
+// of the sentence: the code says them.
 func ToStatus(err error) error {
 	if err == nil {
 		return nil
 	}
-	st := status.New(code(err), err.Error())
+	st := status.New(code(err), sentence.Of(err))
 	if s, ok := err.(interface{ GRPCStatus() *status.Status }); ok { // as it is, not somewhere in the chain
 		st = s.GRPCStatus()
 	}
@@ -102,6 +105,24 @@ func code(err error) codes.Code {
 	return codes.Internal
 }
 
+// told is an error that came over the wire: its class, and its sentence as it was said there.
+type told struct {
+	class error
+	text  string
+}
+
+func (t told) Error() string {
+	if t.text == "" {
+		return t.class.Error()
+	}
+	return t.text
+}
+
+func (t told) Unwrap() error { return t.class }
+
+// Sentence says that the text has no words of a class to leave out, whatever it ends with.
+func (t told) Sentence() string { return t.Error() }
+
 // FromStatus turns what came over the wire into an error with its class and reason. Other errors
 // it leaves alone.
 func FromStatus(err error) error {
@@ -109,8 +130,7 @@ func FromStatus(err error) error {
 	if err == nil || !ok {
 		return err
 	}
-	// errgrpc would print details that are no errors into the sentence
-	native := errgrpc.ToNative(status.Error(st.Code(), st.Message()))
+	native := error(told{class: errgrpc.ToNative(status.Error(st.Code(), "")), text: st.Message()})
 	for _, d := range st.Details() {
 		if info, ok := d.(*errdetails.ErrorInfo); ok && info.Domain == Domain {
 			return Because(info.Reason, native)

@@ -23,6 +23,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
 
+	"github.com/gantryd/gantry/internal/sentence"
 	containersv1 "github.com/gantryd/gantry/proto/gantry/containers/v1"
 	systemv1 "github.com/gantryd/gantry/proto/gantry/system/v1"
 )
@@ -94,12 +95,12 @@ func TestClasses(t *testing.T) {
 		sent := fmt.Errorf("start container web: %w", fmt.Errorf("driver bridge: %w", class))
 		do := func(context.Context) error { return sent }
 		for how, err := range both(t, serve(t, Options{}, do, DialOptions()...)) {
-			if !errors.Is(err, class) || err.Error() != sent.Error() || Reason(err) == "" {
+			if !errors.Is(err, class) || err.Error() != sentence.Of(sent) || Reason(err) == "" {
 				t.Errorf("%s %v: got %v (reason %q)", how, class, err, Reason(err))
 			}
 		}
 		for how, err := range both(t, serve(t, Options{}, do)) { // a client of another language sees this
-			if st, ok := status.FromError(err); !ok || st.Code() != code(class) || len(st.Details()) != 1 {
+			if st, ok := status.FromError(err); !ok || st.Code() != code(class) || len(st.Details()) != 1 || st.Message() != sentence.Of(sent) {
 				t.Errorf("%s %v: got status %v", how, class, st)
 			}
 		}
@@ -130,6 +131,23 @@ func TestToStatus(t *testing.T) {
 	}
 	if ToStatus(nil) != nil || FromStatus(nil) != nil || Because("x", nil) != nil || FromTTRPC(nil) != nil {
 		t.Error("nil became an error")
+	}
+}
+
+// TestSentence follows a sentence over two wires, as one of a shim goes: it loses the words of its class
+// at the first, and at neither what only looks like them.
+func TestSentence(t *testing.T) {
+	for sent, want := range map[error]string{
+		fmt.Errorf("the name is taken: choose another name: %w", errdefs.ErrAlreadyExists):       "the name is taken: choose another name",
+		fmt.Errorf("mount proc at /proc: %w: %w", syscall.EINVAL, errdefs.ErrInvalidArgument):    "mount proc at /proc: invalid argument",
+		fmt.Errorf("exec sh: %w", errdefs.ErrPermissionDenied.WithMessage("permission denied")):  "exec sh: permission denied",
+		fmt.Errorf("driver d: %w", Because("r", fmt.Errorf("gone: %w", errdefs.ErrUnavailable))): "driver d: gone",
+	} {
+		once := FromStatus(ToStatus(sent))
+		twice := FromStatus(ToStatus(fmt.Errorf("start container web: %w", once)))
+		if once.Error() != want || twice.Error() != "start container web: "+want || code(twice) != code(sent) {
+			t.Errorf("%v:\nonce  %q\ntwice %q (%v)\nwant  %q (%v)", sent, once, twice, code(twice), want, code(sent))
+		}
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 
 	"github.com/gantryd/gantry/internal/check"
 	"github.com/gantryd/gantry/internal/meta"
+	"github.com/gantryd/gantry/internal/sentence"
 	containersv1 "github.com/gantryd/gantry/proto/gantry/containers/v1"
 	systemv1 "github.com/gantryd/gantry/proto/gantry/system/v1"
 )
@@ -139,7 +140,7 @@ func (s *Service) checkShims(_ context.Context, report check.Report) error {
 			return err
 		}
 		if _, err := k.shimNow(c); err != nil {
-			report(subject(id), "it should run, and its shim does not answer: "+err.Error(), nil)
+			report(subject(id), "it should run, and its shim does not answer: "+sentence.Of(err), nil)
 		}
 	}
 	return nil

@@ -17,6 +17,7 @@ import (
 	"github.com/gantryd/gantry/internal/meta"
 	"github.com/gantryd/gantry/internal/ocispec"
 	"github.com/gantryd/gantry/internal/rpc"
+	"github.com/gantryd/gantry/internal/sentence"
 	"github.com/gantryd/gantry/internal/supervise"
 	containersv1 "github.com/gantryd/gantry/proto/gantry/containers/v1"
 	networksv1 "github.com/gantryd/gantry/proto/gantry/networks/v1"
@@ -479,7 +480,7 @@ func (l *launch) record(cause, err error) error {
 			is.Restarts = 0
 			is.Exit = &typesv1.Exit{Code: exitCode(err), At: now(), Reason: "start-failed"}
 		}
-		is.Run, is.StartFailed, is.Message, is.Pid = l.c.GetWantedRun(), true, err.Error(), 0
+		is.Run, is.StartFailed, is.Message, is.Pid = l.c.GetWantedRun(), true, sentence.Of(err), 0
 		is.Ports, is.Addresses = nil, nil
 	})
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/gantryd/gantry/internal/bundle"
 	"github.com/gantryd/gantry/internal/rpc"
+	"github.com/gantryd/gantry/internal/sentence"
 	"github.com/gantryd/gantry/internal/supervise"
 	containersv1 "github.com/gantryd/gantry/proto/gantry/containers/v1"
 	shimv1 "github.com/gantryd/gantry/proto/gantry/shim/v1"
@@ -213,7 +214,7 @@ func (k *keeper) bury(ctx context.Context, rebooted bool) {
 	exit, err := k.s.Shims.Bury(ctx, k.s.state(k.id))
 	if err != nil {
 		_ = k.update(func(is *containersv1.Status) {
-			is.Phase, is.Message = containersv1.Phase_PHASE_UNREACHABLE, "its shim is gone, and what it left cannot be ended: "+err.Error()
+			is.Phase, is.Message = containersv1.Phase_PHASE_UNREACHABLE, "its shim is gone, and what it left cannot be ended: "+sentence.Of(err)
 		})
 		return
 	}

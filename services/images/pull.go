@@ -194,7 +194,7 @@ type memory map[digest.Digest][]byte
 func (m memory) Fetch(_ context.Context, desc ocispec.Descriptor, offset int64, w io.Writer) error {
 	raw, ok := m[desc.Digest]
 	if !ok {
-		return fmt.Errorf("blob %s: %w", desc.Digest, errdefs.ErrNotFound)
+		return fmt.Errorf("blob %s is not there: %w", desc.Digest, errdefs.ErrNotFound)
 	}
 	_, err := w.Write(raw[offset:])
 	return err

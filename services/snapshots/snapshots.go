@@ -166,7 +166,7 @@ func (s *Service) vacant(snapshotter, key string) error {
 		if !table.Has(tx, id(snapshotter, key)) {
 			return nil
 		}
-		return fmt.Errorf("snapshot %s of %s: %w", key, snapshotter, errdefs.ErrAlreadyExists)
+		return fmt.Errorf("snapshot %s of %s is there already: %w", key, snapshotter, errdefs.ErrAlreadyExists)
 	})
 }
 

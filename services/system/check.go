@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/gantryd/gantry/internal/check"
+	"github.com/gantryd/gantry/internal/sentence"
 	systemv1 "github.com/gantryd/gantry/proto/gantry/system/v1"
 )
 
@@ -64,7 +65,7 @@ func settle(ctx context.Context, name, subject string, d difference, repair bool
 	ctx, cancel := context.WithTimeoutCause(ctx, checkTime, fmt.Errorf("repair took more than %v: %w", checkTime, context.DeadlineExceeded))
 	defer cancel()
 	if err := d.repair(ctx); err != nil {
-		r.Detail += fmt.Sprintf("; repair: %v", err)
+		r.Detail += "; repair: " + sentence.Of(err)
 		return r
 	}
 	r.Repaired = true
@@ -120,7 +121,7 @@ func look(ctx context.Context, c check.Check) seen {
 		defer mu.Unlock()
 		s.add(subject, difference{detail, repair})
 	}); err != nil {
-		s.add("check "+c.Name, difference{detail: fmt.Sprintf("it could not be made: %v", err)})
+		s.add("check "+c.Name, difference{detail: "it could not be made: " + sentence.Of(err)})
 	}
 	return s
 }

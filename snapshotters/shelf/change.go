@@ -212,7 +212,7 @@ func (s *Shelf) admitCommit(key, name, parent string, rebase bool) (_ Snapshot, 
 	}
 	switch {
 	case !ok:
-		return Snapshot{}, nil, false, fmt.Errorf("snapshot %q: %w", key, errdefs.ErrNotFound)
+		return Snapshot{}, nil, false, fmt.Errorf("snapshot %q is not there: %w", key, errdefs.ErrNotFound)
 	case parent != e.Parent && !(rebase && e.Parent == ""):
 		return Snapshot{}, nil, false, fmt.Errorf("snapshot %q was prepared on %q and cannot be hung on %q: %w", key, e.Parent, parent, errdefs.ErrFailedPrecondition)
 	}

@@ -224,7 +224,7 @@ func (s *Shelf) Get(key string) (Snapshot, []Snapshot, error) {
 	defer s.mu.Unlock()
 	e, ok := s.entries[key]
 	if !ok || e.going {
-		return Snapshot{}, nil, fmt.Errorf("snapshot %q: %w", key, errdefs.ErrNotFound)
+		return Snapshot{}, nil, fmt.Errorf("snapshot %q is not there: %w", key, errdefs.ErrNotFound)
 	}
 	parents, err := s.chain(e.Parent)
 	if err != nil {
@@ -254,7 +254,7 @@ func (s *Shelf) chain(parent string) ([]Snapshot, error) {
 		e, ok := s.entries[parent]
 		switch {
 		case !ok || e.going:
-			return nil, fmt.Errorf("parent %q: %w", parent, errdefs.ErrNotFound)
+			return nil, fmt.Errorf("parent %q is not there: %w", parent, errdefs.ErrNotFound)
 		case e.Kind != Committed:
 			return nil, fmt.Errorf("parent %q is not committed: %w", parent, errdefs.ErrFailedPrecondition)
 		case len(out) == maxDepth:

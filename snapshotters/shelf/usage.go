@@ -23,7 +23,7 @@ func (s *Shelf) Count(ctx context.Context, key string) (Snapshot, Usage, error) 
 	e, ok := s.entries[key]
 	if !ok || e.going {
 		s.mu.Unlock()
-		return Snapshot{}, Usage{}, fmt.Errorf("snapshot %q: %w", key, errdefs.ErrNotFound)
+		return Snapshot{}, Usage{}, fmt.Errorf("snapshot %q is not there: %w", key, errdefs.ErrNotFound)
 	}
 	sn, known := e.Snapshot, e.Usage
 	s.mu.Unlock()
@@ -32,7 +32,7 @@ func (s *Shelf) Count(ctx context.Context, key string) (Snapshot, Usage, error) 
 	}
 	u, err := du(ctx, s.FS(sn))
 	if errors.Is(err, os.ErrNotExist) { // removed meanwhile
-		return Snapshot{}, Usage{}, fmt.Errorf("snapshot %q: %w", key, errdefs.ErrNotFound)
+		return Snapshot{}, Usage{}, fmt.Errorf("snapshot %q is not there: %w", key, errdefs.ErrNotFound)
 	}
 	if err != nil {
 		return Snapshot{}, Usage{}, fmt.Errorf("count snapshot %q: %w", key, err)
