@@ -54,6 +54,7 @@ func (b *buffer) String() string {
 type daemon struct {
 	containersv1.UnimplementedContainersServiceServer
 	images imageService
+	die    func() // cuts every connection, as kill -9 does
 
 	out, err buffer
 	env      *cli.Env
@@ -134,6 +135,7 @@ func newDaemon(t *testing.T) *daemon {
 		server.Stop()
 		<-served
 	})
+	d.die = server.Stop
 	d.env = &cli.Env{In: strings.NewReader(""), Out: &d.out, Err: &d.err, Now: func() time.Time { return now }}
 	d.env.Use(conn)
 	return d
@@ -226,6 +228,13 @@ func (d *daemon) Get(_ context.Context, r *containersv1.GetRequest) (*containers
 	return nil, status.Errorf(codes.NotFound, "get container %s: not found", r.GetRef())
 }
 
+// Wait waits for a process that does not end.
+func (d *daemon) Wait(ctx context.Context, r *containersv1.WaitRequest) (*containersv1.WaitResponse, error) {
+	d.called("wait %s", r.GetRef())
+	<-ctx.Done()
+	return nil, context.Cause(ctx)
+}
+
 func (d *daemon) List(r *containersv1.ListRequest, s containersv1.ContainersService_ListServer) error {
 	var filters []string
 	for _, f := range r.GetFilters() {
@@ -242,7 +251,11 @@ func (d *daemon) List(r *containersv1.ListRequest, s containersv1.ContainersServ
 
 func (d *daemon) Logs(r *containersv1.LogsRequest, s containersv1.ContainersService_LogsServer) error {
 	d.called("logs %s tail=%d follow=%t", r.GetRef(), r.GetTail(), r.GetFollow())
-	return s.Send(&containersv1.LogsResponse{Records: d.records})
+	err := s.Send(&containersv1.LogsResponse{Records: d.records})
+	if err == nil && r.GetFollow() && r.GetRef() == "endless" {
+		<-s.Context().Done()
+	}
+	return err
 }
 
 func (d *daemon) Attach(s containersv1.ContainersService_AttachServer) error {

@@ -4,6 +4,8 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/creack/pty"
@@ -75,4 +77,39 @@ func TestNoDaemon(t *testing.T) {
 	d.env.Use(nil)
 	socket := "unix://" + filepath.Join(t.TempDir(), "none.sock")
 	d.expect(t, 7, "", "no daemon answers at "+socket, "--host", socket, "ps")
+}
+
+// TestDaemonDies: a stream that is cut is told from a daemon that was never there, and nobody is sent to
+// start one whose containers go on.
+func TestDaemonDies(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		args []string
+		call string
+		code int
+		want string
+	}{
+		{[]string{"wait", "web"}, "wait web", 7, "wait for container web: the daemon went away meanwhile; the container goes on"},
+		{[]string{"logs", "-f", "endless"}, "logs endless tail=-1 follow=true", 7, "read the log of container endless: the daemon went away meanwhile; the container goes on"},
+		{[]string{"exec", "web", "sleep"}, `exec web ["sleep"] env=[] user= detach=false stdin=false`, 125, "exec in container web: the daemon went away meanwhile"},
+	} {
+		d := newDaemon(t)
+		began := make(chan struct{})
+		d.process = func(p process) *typesv1.Exit {
+			close(began)
+			p.in()
+			return nil
+		}
+		ended := make(chan int, 1)
+		go func() { ended <- d.gantry(c.args...) }()
+		if c.args[0] == "exec" {
+			<-began
+		}
+		until(t, "it is asked", func() bool { d.mu.Lock(); defer d.mu.Unlock(); return slices.Contains(d.calls, c.call) })
+		d.die()
+		code, said := <-ended, d.err.String()
+		if code != c.code || !strings.Contains(said, c.want) || strings.Contains(said, "start one with") || strings.Contains(said, "goaway") || strings.Contains(said, "desc =") {
+			t.Errorf("%v: exit %d: %s", c.args, code, said)
+		}
+	}
 }

@@ -106,10 +106,14 @@ func (e *Env) Sentence(err error) string {
 	}
 	own, s := err.Error() != answer.Error(), answer.GRPCStatus()
 	words := s.Message()
-	switch {
-	case s.Code() == codes.Unavailable && notThere(words) && own:
+	switch unavailable := s.Code() == codes.Unavailable; {
+	case unavailable && wentAway(words) && own:
+		words = ending(words)
+	case unavailable && wentAway(words):
+		return fmt.Sprintf("the daemon at %s went away before it had answered: %s\ncontainers go on without it; ask again when it is back", e.Host, ending(words))
+	case unavailable && notThere(words) && own:
 		words = cause(words)
-	case s.Code() == codes.Unavailable && notThere(words):
+	case unavailable && notThere(words):
 		return fmt.Sprintf("no daemon answers at %s: %s\nstart one with \"gantryd\" (or \"systemctl start gantryd\"), or name another with --host", e.Host, cause(words))
 	case s.Code() == codes.Canceled && words == "context canceled":
 		words = "interrupted"
@@ -117,8 +121,33 @@ func (e *Env) Sentence(err error) string {
 	return strings.ReplaceAll(err.Error(), answer.Error(), words)
 }
 
+// Cut reports whether err is a connection to the daemon that broke while it was in use.
+func Cut(err error) bool {
+	s, ok := status.FromError(err)
+	return err != nil && ok && s.Code() == codes.Unavailable && wentAway(s.Message())
+}
+
+// wentAway tells gRPC's words for a connection that was there from those for one that never was.
+func wentAway(m string) bool {
+	return strings.Contains(m, "error reading from server") || strings.Contains(m, "goaway") || strings.Contains(m, "transport is closing") ||
+		strings.Contains(m, "closing transport")
+}
+
 func notThere(m string) bool {
-	return strings.Contains(m, "connection error") || strings.Contains(m, "error reading from server") || strings.Contains(m, "error reading server preface")
+	return strings.Contains(m, "connection error") || strings.Contains(m, "error reading server preface")
+}
+
+// ending is why a connection broke, without gRPC's account of it.
+func ending(m string) string {
+	if strings.Contains(m, "graceful_stop") {
+		return "it was stopped"
+	}
+	_, reason, found := strings.Cut(m, "error reading from server: ")
+	if !found {
+		return "the connection was closed"
+	}
+	reason, _, _ = strings.Cut(reason, `", received prior goaway`)
+	return "the connection broke: " + strings.Trim(reason, `" `)
 }
 
 // cause takes gRPC's own wrapping off a dial error.

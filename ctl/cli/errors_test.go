@@ -50,6 +50,14 @@ func TestSentence(t *testing.T) {
 	t.Parallel()
 	e := &Env{Host: "unix:///x.sock"}
 	refused := status.Error(codes.Unavailable, `connection error: desc = "transport: Error while dialing: dial unix /x.sock: connect: no such file or directory"`)
+	eof := status.Error(codes.Unavailable, "error reading from server: EOF")
+	stopped := status.Error(codes.Unavailable, `closing transport due to: connection error: desc = "error reading from server: EOF", received prior goaway: code: NO_ERROR, debug data: "graceful_stop"`)
+	stopping := status.Error(codes.Unavailable, `the connection is draining: received prior goaway: code: NO_ERROR, debug data: "graceful_stop"`)
+	for err, want := range map[error]bool{eof: true, stopped: true, stopping: true, refused: false, status.Error(codes.Unavailable, "plugin x: restarting"): false, errors.New("EOF"): false} {
+		if Cut(err) != want {
+			t.Errorf("%v: cut %v", err, !want)
+		}
+	}
 	for _, c := range []struct {
 		err  error
 		want string
@@ -61,7 +69,11 @@ func TestSentence(t *testing.T) {
 		{status.Error(codes.Canceled, "context canceled"), "interrupted"},
 		{status.Error(codes.Unavailable, "start container web: plugin overlay: restarting"), "start container web: plugin overlay: restarting"},
 		{refused, "no daemon answers at unix:///x.sock: dial unix /x.sock: connect: no such file or directory\nstart one with \"gantryd\" (or \"systemctl start gantryd\"), or name another with --host"},
-		{fmt.Errorf("the daemon went away: %w", status.Error(codes.Unavailable, "error reading from server: EOF")), "the daemon went away: error reading from server: EOF"},
+		{fmt.Errorf("wait for x: %w", refused), "wait for x: dial unix /x.sock: connect: no such file or directory"},
+		{eof, "the daemon at unix:///x.sock went away before it had answered: the connection broke: EOF\ncontainers go on without it; ask again when it is back"},
+		{fmt.Errorf("the daemon went away: %w", eof), "the daemon went away: the connection broke: EOF"},
+		{fmt.Errorf("the daemon went away: %w", stopped), "the daemon went away: it was stopped"},
+		{fmt.Errorf("the daemon went away: %w", stopping), "the daemon went away: it was stopped"},
 	} {
 		if got := e.Sentence(c.err); got != c.want {
 			t.Errorf("%v:\n%s\nwant\n%s", c.err, got, c.want)

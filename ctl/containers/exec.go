@@ -84,6 +84,8 @@ func runExec(ctx context.Context, env *cli.Env, o execOptions, args []string) er
 	switch {
 	case errors.Is(err, errDetached):
 		return nil
+	case cli.Cut(err):
+		return fmt.Errorf("exec in container %s: the daemon went away meanwhile; the container goes on, and so may the command: %w", args[0], err)
 	case err != nil:
 		return err
 	case exit == nil && !o.detach:

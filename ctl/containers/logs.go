@@ -59,7 +59,7 @@ func runLogs(ctx context.Context, env *cli.Env, o logsOptions, ref string) error
 		return err
 	}
 	w := newLogWriter(env, o.timestamps)
-	return cli.Stream(stream.Recv, func(m *containersv1.LogsResponse) error {
+	err = cli.Stream(stream.Recv, func(m *containersv1.LogsResponse) error {
 		for _, r := range m.GetRecords() {
 			if err := w.write(r); err != nil {
 				return err
@@ -67,6 +67,10 @@ func runLogs(ctx context.Context, env *cli.Env, o logsOptions, ref string) error
 		}
 		return w.flush()
 	})
+	if cli.Cut(err) {
+		return fmt.Errorf("read the log of container %s: the daemon went away meanwhile; the container goes on, and its log with it: %w", ref, err)
+	}
+	return err
 }
 
 // logWriter writes records where they belong, in their order also where stdout and stderr are one

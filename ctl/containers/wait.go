@@ -37,6 +37,9 @@ func runWait(ctx context.Context, env *cli.Env, until containersv1.WaitRequest_U
 	var first error
 	for _, ref := range refs {
 		resp, err := env.Containers().Wait(ctx, &containersv1.WaitRequest{Ref: ref, Until: until})
+		if cli.Cut(err) {
+			err = fmt.Errorf("wait for container %s: the daemon went away meanwhile; the container goes on: ask again when the daemon is back: %w", ref, err)
+		}
 		if err != nil {
 			env.Complain(err)
 			if first == nil {

@@ -205,7 +205,15 @@ func runEvents(ctx context.Context, env *cli.Env, o eventsOptions) error {
 	if err != nil {
 		return err
 	}
-	return cli.Stream(stream.Recv, func(m *eventsv1.WatchResponse) error { return writeEvent(env, o.format, m.GetEvent()) })
+	var last uint64
+	err = cli.Stream(stream.Recv, func(m *eventsv1.WatchResponse) error {
+		last = m.GetEvent().GetRevision()
+		return writeEvent(env, o.format, m.GetEvent())
+	})
+	if cli.Cut(err) && last > 0 {
+		return fmt.Errorf("follow events: the daemon went away meanwhile; containers go on: go on with --after %d when it is back: %w", last, err)
+	}
+	return err
 }
 
 func writeEvent(env *cli.Env, format string, e *eventsv1.Event) error {
