@@ -38,7 +38,8 @@ func newListCommand(env *cli.Env) *cobra.Command {
 	fs.IntVarP(&o.last, "last", "n", -1, "only the newest n, whatever their state")
 	fs.StringVar(&o.format, "format", "", `table, json, or a template: {{.ID}} {{.Names}} {{.Image}} {{.Command}} {{.CreatedAt}}
 {{.RunningFor}} {{.Ports}} {{.State}} {{.Status}} {{.Labels}} {{.Mounts}} {{.Networks}}`)
-	fs.StringArrayVarP(&o.filters, "filter", "f", nil, "only those that match: id=, name=, label=, status=, exited=, ancestor=")
+	fs.StringArrayVarP(&o.filters, "filter", "f", nil, `only those that match: id=, name= (a regular expression), label=, status=, exited=, ancestor=,
+network=, volume=, before=, since=, publish=, expose=`)
 	return cmd
 }
 

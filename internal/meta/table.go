@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"iter"
+	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -144,6 +145,39 @@ func (t Table[T]) Under(tx *Tx, prefix string) iter.Seq2[string, T] {
 				continue
 			}
 			if !yield(string(k), v) {
+				return
+			}
+		}
+	}
+}
+
+// Named is a record that has a name.
+type Named interface {
+	proto.Message
+	GetMeta() *typesv1.Meta
+}
+
+// ByName ranges over the records of t that are wanted, by name, as they were at one moment. One that
+// cannot be read makes an error in place of them all.
+func ByName[T Named](db *DB, t Table[T], want func(T) bool) iter.Seq2[T, error] {
+	return func(yield func(T, error) bool) {
+		var all []T
+		err := db.View(func(tx *Tx) error {
+			for _, v := range t.All(tx) {
+				if want(v) {
+					all = append(all, v)
+				}
+			}
+			return tx.Damaged()
+		})
+		if err != nil {
+			var none T
+			yield(none, fmt.Errorf("list %s: %w", t.name, err))
+			return
+		}
+		slices.SortFunc(all, func(a, b T) int { return strings.Compare(a.GetMeta().GetName(), b.GetMeta().GetName()) })
+		for _, v := range all {
+			if !yield(v, nil) {
 				return
 			}
 		}

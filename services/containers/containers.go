@@ -217,15 +217,14 @@ func (s *Service) Get(_ context.Context, ref string) (c *containersv1.Container,
 // All ranges over the containers that match, in the order they were created, as they were at one moment. It takes no lock.
 func (s *Service) All(filters []*typesv1.Filter, all bool) iter.Seq2[*containersv1.Container, error] {
 	return func(yield func(*containersv1.Container, error) bool) {
-		m, err := filter.New(filters, all, alive)
-		if err != nil {
-			yield(nil, err)
-			return
-		}
 		var found []*containersv1.Container
 		if err := s.DB.View(func(tx *meta.Tx) error {
+			match, err := filter.New(filters, all, s.world(tx))
+			if err != nil {
+				return err
+			}
 			for _, c := range s.t.containers.All(tx) {
-				if m.Match(c) {
+				if match(c) {
 					found = append(found, c)
 				}
 			}
@@ -242,6 +241,18 @@ func (s *Service) All(filters []*typesv1.Filter, all bool) iter.Seq2[*containers
 				return
 			}
 		}
+	}
+}
+
+// world is what filters ask for, at the moment of tx.
+func (s *Service) world(tx *meta.Tx) filter.World {
+	return filter.World{
+		Alive: alive,
+		Find:  func(ref string) (*containersv1.Container, error) { return meta.Resolve(tx, s.t.containers, names, ref) },
+		NetworkID: func(name string) string {
+			id, _ := meta.Names("network").Resolve(tx, name) // nobody has it: nothing matches
+			return id
+		},
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/gantryd/gantry/internal/filter"
 	"github.com/gantryd/gantry/internal/meta"
 	"github.com/gantryd/gantry/internal/registry"
 	imagesv1 "github.com/gantryd/gantry/proto/gantry/images/v1"
@@ -116,10 +117,28 @@ func named(tx *meta.Tx, id string) (out []*imagesv1.Image) {
 	return out
 }
 
+// listed is an image in a list, and whether no tag leads to it.
+type listed struct {
+	*imagesv1.Image
+	dangling bool
+}
+
+// keys are what images are filtered by.
+var keys = filter.Keys[listed]{
+	"reference": {Test: func(pattern string) (func(listed) bool, error) {
+		if _, err := reference.FamiliarMatch(pattern, reference.TrimNamed(mustName(hello.Name))); err != nil {
+			return nil, err
+		}
+		return func(i listed) bool { return matches(pattern, i.GetMeta().GetName()) }, nil
+	}},
+	"label":    filter.Label(func(i listed) map[string]string { return i.GetConfig().GetLabels() }),
+	"dangling": filter.Bool(func(i listed) bool { return i.dangling }),
+}
+
 // List returns the images that match, in the order of their names. Filters: reference=<name, tag or pattern>, label=<key>[=<value>],
 // dangling=true|false. One that cannot be read is left out and makes an error of what follows the list.
 func (s *Service) List(_ context.Context, filters []*typesv1.Filter) (out []*imagesv1.Image, err error) {
-	match, err := matcher(filters)
+	match, err := filter.New("images", keys, filters)
 	if err != nil {
 		return nil, err
 	}
@@ -130,51 +149,13 @@ func (s *Service) List(_ context.Context, filters []*typesv1.Filter) (out []*ima
 			tags[i.GetMeta().GetId()] = tags[i.GetMeta().GetId()] || tagged(i.GetMeta().GetName())
 		}
 		for _, i := range found {
-			if match(i, !tags[i.GetMeta().GetId()]) {
+			if match(listed{i, !tags[i.GetMeta().GetId()]}) {
 				out = append(out, i)
 			}
 		}
 		return err
 	})
 	return out, err
-}
-
-// matcher makes one function of the filters: those of one key are alternatives, different keys must all hold.
-func matcher(filters []*typesv1.Filter) (func(i *imagesv1.Image, dangling bool) bool, error) {
-	type test func(i *imagesv1.Image, dangling bool) bool
-	byKey := map[string][]test{}
-	for _, f := range filters {
-		var t test
-		switch v := f.GetValue(); f.GetKey() {
-		case "reference":
-			if _, err := reference.FamiliarMatch(v, reference.TrimNamed(mustName(hello.Name))); err != nil {
-				return nil, fmt.Errorf("filter reference=%.200q: %w: %w", v, err, errdefs.ErrInvalidArgument)
-			}
-			t = func(i *imagesv1.Image, _ bool) bool { return matches(v, i.GetMeta().GetName()) }
-		case "label":
-			key, value, exact := strings.Cut(v, "=")
-			t = func(i *imagesv1.Image, _ bool) bool {
-				got, ok := i.GetConfig().GetLabels()[key]
-				return ok && (!exact || got == value)
-			}
-		case "dangling":
-			if v != "true" && v != "false" {
-				return nil, fmt.Errorf("filter dangling=%.80q: true or false: %w", v, errdefs.ErrInvalidArgument)
-			}
-			t = func(_ *imagesv1.Image, dangling bool) bool { return dangling == (v == "true") }
-		default:
-			return nil, fmt.Errorf("filter %.80q: images are filtered by reference, label and dangling: %w", f.GetKey(), errdefs.ErrInvalidArgument)
-		}
-		byKey[f.GetKey()] = append(byKey[f.GetKey()], t)
-	}
-	return func(i *imagesv1.Image, dangling bool) bool {
-		for _, tests := range byKey {
-			if !slices.ContainsFunc(tests, func(t test) bool { return t(i, dangling) }) {
-				return false
-			}
-		}
-		return true
-	}, nil
 }
 
 // mustName parses a full reference that we wrote.

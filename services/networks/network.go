@@ -7,7 +7,6 @@ import (
 	"iter"
 	"net/netip"
 	"regexp"
-	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -15,6 +14,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/gantryd/gantry/internal/fault"
+	"github.com/gantryd/gantry/internal/filter"
 	"github.com/gantryd/gantry/internal/meta"
 	"github.com/gantryd/gantry/plugins/network"
 	networksv1 "github.com/gantryd/gantry/proto/gantry/networks/v1"
@@ -218,64 +218,21 @@ func (s *Service) Get(ref string) (n *networksv1.Network, on []*networksv1.Endpo
 	return n, on, err
 }
 
-// All ranges over the networks that match, by name.
-func (s *Service) All(filters []*typesv1.Filter) iter.Seq2[*networksv1.Network, error] {
-	return func(yield func(*networksv1.Network, error) bool) {
-		var all []*networksv1.Network
-		err := s.db.View(func(tx *meta.Tx) error {
-			for _, n := range s.networks.All(tx) {
-				ok, err := matches(n, filters)
-				if err != nil {
-					return err
-				}
-				if ok {
-					all = append(all, n)
-				}
-			}
-			return tx.Damaged()
-		})
-		if err != nil {
-			yield(nil, err)
-			return
-		}
-		slices.SortFunc(all, func(a, b *networksv1.Network) int {
-			return strings.Compare(a.GetMeta().GetName(), b.GetMeta().GetName())
-		})
-		for _, n := range all {
-			if !yield(n, nil) {
-				return
-			}
-		}
-	}
+// keys are what networks are filtered by.
+var keys = filter.Keys[*networksv1.Network]{
+	"id":     filter.ID(func(n *networksv1.Network) string { return n.GetMeta().GetId() }),
+	"name":   filter.Name(func(n *networksv1.Network) []string { return []string{n.GetMeta().GetName()} }),
+	"driver": filter.Is((*networksv1.Network).GetDriver),
+	"label":  filter.Label(func(n *networksv1.Network) map[string]string { return n.GetMeta().GetLabels() }),
 }
 
-// matches applies filters: those of one key are alternatives, and every key must hold.
-func matches(n *networksv1.Network, filters []*typesv1.Filter) (bool, error) {
-	held := map[string]bool{}
-	for _, f := range filters {
-		var ok bool
-		switch v := f.GetValue(); f.GetKey() {
-		case "id":
-			ok = strings.HasPrefix(n.GetMeta().GetId(), v)
-		case "name":
-			ok = strings.Contains(n.GetMeta().GetName(), v)
-		case "driver":
-			ok = n.GetDriver() == v
-		case "label":
-			key, value, valued := strings.Cut(v, "=")
-			has, there := n.GetMeta().GetLabels()[key]
-			ok = there && (!valued || has == value)
-		default:
-			return false, invalid("filter %q: no such key; id, name, driver and label are known", f.GetKey())
-		}
-		held[f.GetKey()] = held[f.GetKey()] || ok
+// All ranges over the networks that match, by name.
+func (s *Service) All(filters []*typesv1.Filter) iter.Seq2[*networksv1.Network, error] {
+	match, err := filter.New("networks", keys, filters)
+	if err != nil {
+		return func(yield func(*networksv1.Network, error) bool) { yield(nil, err) }
 	}
-	for _, ok := range held {
-		if !ok {
-			return false, nil
-		}
-	}
-	return true, nil
+	return meta.ByName(s.db, s.networks, match)
 }
 
 // Remove deletes a network that nothing is connected to. Removing what is not there succeeds.

@@ -5,13 +5,13 @@ import (
 	"fmt"
 	"iter"
 	"maps"
-	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/gantryd/gantry/internal/fault"
+	"github.com/gantryd/gantry/internal/filter"
 	"github.com/gantryd/gantry/internal/meta"
 	"github.com/gantryd/gantry/plugins/volume"
 	storev1 "github.com/gantryd/gantry/proto/gantry/store/v1"
@@ -101,74 +101,23 @@ func (s *Service) Get(ref string) (v *volumesv1.Volume, err error) {
 	return v, err
 }
 
-// All ranges over the volumes that match, by name.
-func (s *Service) All(filters []*typesv1.Filter) iter.Seq2[*volumesv1.Volume, error] {
-	return func(yield func(*volumesv1.Volume, error) bool) {
-		var all []*volumesv1.Volume
-		err := s.db.View(func(tx *meta.Tx) error {
-			for _, v := range s.volumes.All(tx) {
-				ok, err := matches(v, filters)
-				if err != nil {
-					return err
-				}
-				if ok {
-					all = append(all, v)
-				}
-			}
-			return tx.Damaged()
-		})
-		if err != nil {
-			yield(nil, fmt.Errorf("list volumes: %w", err))
-			return
-		}
-		slices.SortFunc(all, func(a, b *volumesv1.Volume) int {
-			return strings.Compare(a.GetMeta().GetName(), b.GetMeta().GetName())
-		})
-		for _, v := range all {
-			if !yield(v, nil) {
-				return
-			}
-		}
-	}
+// keys are what volumes are filtered by.
+var keys = filter.Keys[*volumesv1.Volume]{
+	"id":        filter.ID(func(v *volumesv1.Volume) string { return v.GetMeta().GetId() }),
+	"name":      filter.Name(func(v *volumesv1.Volume) []string { return []string{v.GetMeta().GetName()} }),
+	"driver":    filter.Is((*volumesv1.Volume).GetBackend),
+	"label":     filter.Label(func(v *volumesv1.Volume) map[string]string { return v.GetMeta().GetLabels() }),
+	"dangling":  filter.Bool(func(v *volumesv1.Volume) bool { return len(v.GetContainerIds()) == 0 }),
+	"anonymous": filter.Bool((*volumesv1.Volume).GetAnonymous),
 }
 
-// matches applies filters: those of one key are alternatives, and every key must hold.
-func matches(v *volumesv1.Volume, filters []*typesv1.Filter) (bool, error) {
-	held := map[string]bool{}
-	for _, f := range filters {
-		var ok bool
-		switch want := f.GetValue(); f.GetKey() {
-		case "id":
-			ok = strings.HasPrefix(v.GetMeta().GetId(), want)
-		case "name":
-			ok = strings.Contains(v.GetMeta().GetName(), want)
-		case "driver":
-			ok = v.GetBackend() == want
-		case "label":
-			key, value, valued := strings.Cut(want, "=")
-			has, there := v.GetMeta().GetLabels()[key]
-			ok = there && (!valued || has == value)
-		case "dangling", "anonymous":
-			yes := want == "true" || want == "1"
-			if !yes && want != "false" && want != "0" {
-				return false, invalid("filter %s=%q: want true or false", f.GetKey(), want)
-			}
-			is := v.GetAnonymous()
-			if f.GetKey() == "dangling" {
-				is = len(v.GetContainerIds()) == 0
-			}
-			ok = is == yes
-		default:
-			return false, invalid("filter %q: no such key; id, name, driver, label, dangling and anonymous are known", f.GetKey())
-		}
-		held[f.GetKey()] = held[f.GetKey()] || ok
+// All ranges over the volumes that match, by name.
+func (s *Service) All(filters []*typesv1.Filter) iter.Seq2[*volumesv1.Volume, error] {
+	match, err := filter.New("volumes", keys, filters)
+	if err != nil {
+		return func(yield func(*volumesv1.Volume, error) bool) { yield(nil, err) }
 	}
-	for _, ok := range held {
-		if !ok {
-			return false, nil
-		}
-	}
-	return true, nil
+	return meta.ByName(s.db, s.volumes, match)
 }
 
 // Remove destroys a volume that no container uses, with its content. Removing what is not there succeeds.

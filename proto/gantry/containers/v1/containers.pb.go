@@ -1668,7 +1668,7 @@ func (x *GetResponse) GetContainer() *Container {
 // ListRequest filters; no filter means all.
 type ListRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Filters       []*v1.Filter           `protobuf:"bytes,1,rep,name=filters,proto3" json:"filters,omitempty"` // keys: id, name, label, status, exited, ancestor
+	Filters       []*v1.Filter           `protobuf:"bytes,1,rep,name=filters,proto3" json:"filters,omitempty"` // keys: id, name, label, status, exited, ancestor, network, volume, before, since, publish, expose
 	All           bool                   `protobuf:"varint,2,opt,name=all,proto3" json:"all,omitempty"`        // also those that do not run
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -101,11 +101,12 @@ func (x *Meta) GetRevision() uint64 {
 	return 0
 }
 
-// Filter is one condition of a list. The filters of one key are alternatives; different keys must all hold.
+// Filter is one condition of a list. The filters of one key are alternatives, but for labels, which must
+// all be there; different keys must all hold.
 type Filter struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"` // "name", "id", "label", "status", "ancestor", ...
-	Value         string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`     // "name", "id", "label", "status", "ancestor", ...
+	Value         string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"` // of a name: a regular expression; of an id: its beginning
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
