@@ -22,6 +22,7 @@ import (
 
 	"github.com/gantryd/gantry/ctl/cli"
 	containersv1 "github.com/gantryd/gantry/proto/gantry/containers/v1"
+	eventsv1 "github.com/gantryd/gantry/proto/gantry/events/v1"
 	imagesv1 "github.com/gantryd/gantry/proto/gantry/images/v1"
 	networksv1 "github.com/gantryd/gantry/proto/gantry/networks/v1"
 	typesv1 "github.com/gantryd/gantry/proto/gantry/types/v1"
@@ -120,6 +121,7 @@ func newDaemon(t *testing.T) *daemon {
 	lis := bufconn.Listen(1 << 20)
 	server := grpc.NewServer()
 	containersv1.RegisterContainersServiceServer(server, d)
+	eventsv1.RegisterEventsServiceServer(server, eventsService{d: d})
 	imagesv1.RegisterImagesServiceServer(server, &d.images)
 	networksv1.RegisterNetworksServiceServer(server, noNetworks{})
 	volumesv1.RegisterVolumesServiceServer(server, noVolumes{})
@@ -233,6 +235,17 @@ func (d *daemon) Wait(ctx context.Context, r *containersv1.WaitRequest) (*contai
 	d.called("wait %s", r.GetRef())
 	<-ctx.Done()
 	return nil, context.Cause(ctx)
+}
+
+// eventsService has no events, and keeps what it was asked.
+type eventsService struct {
+	eventsv1.UnimplementedEventsServiceServer
+	d *daemon
+}
+
+func (s eventsService) Watch(r *eventsv1.WatchRequest, _ eventsv1.EventsService_WatchServer) error {
+	s.d.called("watch after=%d start=%t since=%s until=%s", r.GetAfter(), r.GetFromStart(), r.GetSince().AsTime().Format(time.TimeOnly), r.GetUntil().AsTime().Format(time.TimeOnly))
+	return nil
 }
 
 func (d *daemon) List(r *containersv1.ListRequest, s containersv1.ContainersService_ListServer) error {

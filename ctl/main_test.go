@@ -441,3 +441,16 @@ func TestPort(t *testing.T) {
 		t.Errorf("a port that is not published: exit %d", code)
 	}
 }
+
+func TestEvents(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	for _, args := range [][]string{{"events"}, {"events", "--after", "7"}, {"events", "--after", "0"}, {"system", "events", "--since", "10m", "--until", "2026-01-02T03:00:00Z"}} {
+		d.expect(t, 0, "", "", args...)
+	}
+	d.wasCalled(
+		t, "watch after=0 start=false since=00:00:00 until=00:00:00", "watch after=7 start=false since=00:00:00 until=00:00:00",
+		"watch after=0 start=true since=00:00:00 until=00:00:00", "watch after=0 start=false since=02:54:05 until=03:00:00",
+	)
+	d.expect(t, 2, "", `--since "soon": no time`, "events", "--since", "soon")
+}

@@ -251,15 +251,15 @@ func TestMoment(t *testing.T) {
 		"2026-01-02":                     time.Date(2026, 1, 2, 0, 0, 0, 0, time.Local),
 		"2026-01-02T03:04:05.000000001Z": now.Add(1),
 	} {
-		if got, err := moment(env, "--since", in); err != nil || !got.AsTime().Equal(want) {
+		if got, err := cli.Moment(env, "--since", in); err != nil || !got.AsTime().Equal(want) {
 			t.Errorf("%q: %v, %v", in, got.AsTime(), err)
 		}
 	}
-	if got, err := moment(env, "--since", ""); got != nil || err != nil {
+	if got, err := cli.Moment(env, "--since", ""); got != nil || err != nil {
 		t.Errorf("unset: %v, %v", got, err)
 	}
 	for _, bad := range []string{"yesterday", "nan", "inf", "1e300", "-5", "99999999999999", "1.2.3", "1700000000.x", "1700000000.1234567890", "2026-13-01"} {
-		if got, err := moment(env, "--since", bad); cli.ExitCode(err) != 2 || !strings.Contains(err.Error(), "--since") {
+		if got, err := cli.Moment(env, "--since", bad); cli.ExitCode(err) != 2 || !strings.Contains(err.Error(), "--since") {
 			t.Errorf("%q: %v, %v", bad, got, err)
 		}
 	}

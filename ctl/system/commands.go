@@ -7,15 +7,12 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"sort"
 	"strings"
-	"time"
 
 	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
 
 	"github.com/gantryd/gantry/ctl/cli"
-	eventsv1 "github.com/gantryd/gantry/proto/gantry/events/v1"
 	systemv1 "github.com/gantryd/gantry/proto/gantry/system/v1"
 )
 
@@ -169,71 +166,6 @@ func runCheck(ctx context.Context, env *cli.Env, repair bool, format string) err
 		return &cli.ExitError{Code: 1, Err: fmt.Errorf("%d difference(s); \"gantry system check --repair\" mends what can be mended", left)}
 	}
 	return nil
-}
-
-type eventsOptions struct {
-	after               uint64
-	fromStart, noFollow bool
-	format              string
-	filters             []string
-}
-
-// NewEventsCommand is "system events", which stands at the top level as well.
-func NewEventsCommand(env *cli.Env) *cobra.Command {
-	var o eventsOptions
-	cmd := &cobra.Command{
-		Use: "events [flags]", Short: "Follow what changes, from now or from a revision",
-		Example: "  gantry events --filter kind=containers\n  gantry events --after 1042 --no-follow",
-		Args:    cli.NoArgs,
-		RunE:    func(cmd *cobra.Command, _ []string) error { return runEvents(cmd.Context(), env, o) },
-	}
-	fs := cmd.Flags()
-	fs.Uint64Var(&o.after, "after", 0, "begin behind this revision (\"gantry system info\" shows the present one)")
-	fs.BoolVar(&o.fromStart, "from-start", false, "begin with the oldest that is kept")
-	fs.BoolVar(&o.noFollow, "no-follow", false, "end at the present")
-	fs.StringVar(&o.format, "format", "", "json, or a template: {{.Revision}} {{.Time}} {{.Kind}} {{.ID}} {{.Verb}} {{.Facts}}")
-	fs.StringArrayVarP(&o.filters, "filter", "f", nil, "only those that match: kind=, id=, verb=, or any fact")
-	return cmd
-}
-
-func runEvents(ctx context.Context, env *cli.Env, o eventsOptions) error {
-	filters, err := cli.Filters(o.filters)
-	if err != nil {
-		return err
-	}
-	stream, err := env.Events().Watch(ctx, &eventsv1.WatchRequest{After: o.after, Filters: filters, FromStart: o.fromStart, NoFollow: o.noFollow})
-	if err != nil {
-		return err
-	}
-	var last uint64
-	err = cli.Stream(stream.Recv, func(m *eventsv1.WatchResponse) error {
-		last = m.GetEvent().GetRevision()
-		return writeEvent(env, o.format, m.GetEvent())
-	})
-	if cli.Cut(err) && last > 0 {
-		return fmt.Errorf("follow events: the daemon went away meanwhile; containers go on: go on with --after %d when it is back: %w", last, err)
-	}
-	return err
-}
-
-func writeEvent(env *cli.Env, format string, e *eventsv1.Event) error {
-	var facts []string
-	for k, v := range e.GetFacts() {
-		facts = append(facts, k+"="+v)
-	}
-	sort.Strings(facts)
-	at := e.GetAt().AsTime().Local().Format(time.RFC3339Nano)
-	if format == "" {
-		line := fmt.Sprintf("%d %s %s %s %s", e.GetRevision(), at, e.GetKind(), e.GetVerb(), e.GetId())
-		if len(facts) > 0 {
-			line += " (" + strings.Join(facts, ", ") + ")"
-		}
-		_, err := fmt.Fprintln(env.Out, line)
-		return err
-	}
-	return (&cli.Table{Rows: []map[string]string{{
-		"Revision": fmt.Sprint(e.GetRevision()), "Time": at, "Kind": e.GetKind(), "ID": e.GetId(), "Verb": e.GetVerb(), "Facts": strings.Join(facts, ","),
-	}}}).Write(env.Out, format)
 }
 
 // newDialCommand joins stdin and stdout to the daemon's socket: the far end of ssh://.

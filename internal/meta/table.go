@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"iter"
+	"maps"
 	"slices"
 	"strings"
 
@@ -25,7 +26,7 @@ type Table[T proto.Message] struct {
 
 // NewTable declares a table of the drawing in the package comment; one that is not drawn, or is
 // drawn with another type, panics. facts, if given, says what of a record its events should tell;
-// its name (Meta.name) is always told.
+// its name and labels (Meta) are always told.
 func NewTable[T proto.Message](name string, mk func() T, facts ...func(T) map[string]string) Table[T] {
 	s, ok := table(name)
 	if !ok {
@@ -115,17 +116,19 @@ func (t Table[T]) Delete(tx *Tx, id string) error {
 	return tx.del(b, []byte(id))
 }
 
-// tell is the facts of an event about v.
+// tell is the facts of an event about v: those of its table, its name, and label.KEY for each label.
 func (t Table[T]) tell(v T) map[string]string {
-	var facts map[string]string
-	if t.facts != nil {
-		facts = t.facts(v)
-	}
-	if m, ok := any(v).(interface{ GetMeta() *typesv1.Meta }); ok && m.GetMeta().GetName() != "" && facts["name"] == "" {
-		if facts == nil {
-			facts = map[string]string{}
+	facts := map[string]string{}
+	if m, ok := any(v).(interface{ GetMeta() *typesv1.Meta }); ok {
+		if name := m.GetMeta().GetName(); name != "" {
+			facts["name"] = name
 		}
-		facts["name"] = m.GetMeta().GetName()
+		for k, v := range m.GetMeta().GetLabels() {
+			facts["label."+k] = v
+		}
+	}
+	if t.facts != nil {
+		maps.Copy(facts, t.facts(v))
 	}
 	return facts
 }

@@ -2,9 +2,12 @@ package events
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -12,6 +15,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/test/bufconn"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/gantryd/gantry/internal/meta"
 	"github.com/gantryd/gantry/internal/rpc"
@@ -28,7 +32,7 @@ var containers = meta.NewTable("containers", func() *containersv1.Container { re
 func put(t *testing.T, db *meta.DB, id string, phase containersv1.Phase) {
 	t.Helper()
 	if err := db.Update(func(tx *meta.Tx) error {
-		return containers.Put(tx, id, &containersv1.Container{Meta: &typesv1.Meta{Id: id, Name: "n" + id}, Status: &containersv1.Status{Phase: phase}})
+		return containers.Put(tx, id, &containersv1.Container{Meta: &typesv1.Meta{Id: id, Name: "n" + id, Labels: map[string]string{"of": id}}, Status: &containersv1.Status{Phase: phase}})
 	}); err != nil {
 		t.Fatal(err)
 	}
@@ -106,7 +110,14 @@ func TestWatch(t *testing.T) {
 		"alternatives":      {&eventsv1.WatchRequest{FromStart: true, Filters: f("id", "b2", "id", "a1", "verb", "create")}, "1 create a1;2 create b2;"},
 		"a fact":            {&eventsv1.WatchRequest{FromStart: true, Filters: f("phase", "PHASE_RUNNING")}, "3 update a1;"},
 		"the name":          {&eventsv1.WatchRequest{FromStart: true, Filters: f("name", "nb2")}, "2 create b2;"},
-		"a fact none has":   {&eventsv1.WatchRequest{FromStart: true, Filters: f("color", "")}, ""},
+		"docker's kind":     {&eventsv1.WatchRequest{FromStart: true, Filters: f("type", "container", "event", "update")}, "3 update a1;"},
+		"docker's verb":     {&eventsv1.WatchRequest{FromStart: true, Filters: f("event", "destroy", "event", "create")}, "1 create a1;2 create b2;"},
+		"a container":       {&eventsv1.WatchRequest{FromStart: true, Filters: f("container", "na1")}, "1 create a1;3 update a1;"},
+		"by its id":         {&eventsv1.WatchRequest{FromStart: true, Filters: f("container", "b")}, "2 create b2;"},
+		"another thing":     {&eventsv1.WatchRequest{FromStart: true, Filters: f("volume", "na1")}, ""},
+		"its label":         {&eventsv1.WatchRequest{FromStart: true, Filters: f("label", "of=b2")}, "2 create b2;"},
+		"labels, every one": {&eventsv1.WatchRequest{FromStart: true, Filters: f("label", "of=b2", "label", "of=a1")}, ""},
+		"a phase":           {&eventsv1.WatchRequest{FromStart: true, Filters: f("phase", "running")}, "3 update a1;"},
 		"different keys":    {&eventsv1.WatchRequest{FromStart: true, Filters: f("id", "a1", "verb", "remove")}, ""},
 		"an empty id is no": {&eventsv1.WatchRequest{FromStart: true, Filters: f("id", "")}, ""},
 	} {
@@ -114,8 +125,56 @@ func TestWatch(t *testing.T) {
 			t.Errorf("%s: %q, %v; want %q", name, got, err, w.want)
 		}
 	}
+	for want, fs := range map[string][]*typesv1.Filter{
+		`filter "colour": no such key of events; known are backend, code, container,`: f("colour", "red"),
+		"filter event=start: no such event; known are create, update and remove":      f("event", "start"),
+		"filter type=daemon: no such kind; known are containers,":                     f("type", "daemon"),
+		"filter phase=odd: no such phase; known are created,":                         f("phase", "odd"),
+		"filter plugin=overlay: plugins make no events":                               f("plugin", "overlay"),
+	} {
+		if _, err := read(t, c, &eventsv1.WatchRequest{Filters: fs}); !errdefs.IsInvalidArgument(err) || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("want %s: %v", want, err)
+		}
+	}
 	if _, err := read(t, c, &eventsv1.WatchRequest{After: 99}); !errdefs.IsOutOfRange(err) {
 		t.Errorf("from the future: %v", err)
+	}
+}
+
+// TestTimes reads what happened between two times, and follows until one that is yet to come.
+func TestTimes(t *testing.T) {
+	db, c := serve(t)
+	put(t, db, "a1", containersv1.Phase_PHASE_CREATED)
+	time.Sleep(time.Millisecond)
+	between := time.Now()
+	put(t, db, "b2", containersv1.Phase_PHASE_CREATED)
+	for want, r := range map[string]*eventsv1.WatchRequest{
+		"2 create b2;":             {Since: timestamppb.New(between)},
+		"1 create a1;":             {FromStart: true, Until: timestamppb.New(between)},
+		"1 create a1;2 create b2;": {Since: timestamppb.New(between.Add(-time.Hour)), Until: timestamppb.New(between.Add(time.Hour))},
+		"":                         {Since: timestamppb.New(between.Add(time.Hour))},
+	} {
+		if got, err := read(t, c, r); got != want || err != nil {
+			t.Errorf("%v: %q, %v; want %q", r, got, err, want)
+		}
+	}
+	end := time.Now().Add(300 * time.Millisecond)
+	s, err := c.Watch(t.Context(), &eventsv1.WatchRequest{Until: timestamppb.New(end)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Header(); err != nil {
+		t.Fatal(err)
+	}
+	put(t, db, "c3", containersv1.Phase_PHASE_CREATED)
+	if m, err := s.Recv(); err != nil || m.GetEvent().GetId() != "c3" {
+		t.Errorf("what came: %v, %v", m, err)
+	}
+	if m, err := s.Recv(); !errors.Is(err, io.EOF) || time.Now().Before(end) {
+		t.Errorf("at the end: %v, %v", m, err)
+	}
+	if got, err := read(t, c, &eventsv1.WatchRequest{After: 1, Until: timestamppb.New(between)}); got != "" || err != nil { // over already
+		t.Errorf("until a time that has gone: %q, %v", got, err)
 	}
 }
 

@@ -21,6 +21,12 @@ type server struct {
 // about to change something.
 func (v *server) Watch(r *eventsv1.WatchRequest, stream grpc.ServerStreamingServer[eventsv1.WatchResponse]) error {
 	q := Query{After: r.GetAfter(), FromStart: r.GetFromStart(), NoFollow: r.GetNoFollow(), Filters: r.GetFilters()}
+	if r.GetSince() != nil {
+		q.Since = r.GetSince().AsTime()
+	}
+	if r.GetUntil() != nil {
+		q.Until = r.GetUntil().AsTime()
+	}
 	ready := func() error { return stream.SendHeader(metadata.MD{}) }
 	for e, err := range v.s.Watch(stream.Context(), q, ready) {
 		if err != nil {

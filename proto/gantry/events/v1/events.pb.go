@@ -112,11 +112,15 @@ func (x *Event) GetFacts() map[string]string {
 
 // WatchRequest says where to begin and what to follow.
 type WatchRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	After         uint64                 `protobuf:"varint,1,opt,name=after,proto3" json:"after,omitempty"`                          // 0: from now
-	Filters       []*v1.Filter           `protobuf:"bytes,2,rep,name=filters,proto3" json:"filters,omitempty"`                       // keys: kind, id, verb, and any fact
+	state protoimpl.MessageState `protogen:"open.v1"`
+	After uint64                 `protobuf:"varint,1,opt,name=after,proto3" json:"after,omitempty"` // 0: from now
+	// keys: kind (or type), verb (or event), id, label, container, image, network, volume, and the facts
+	// name, phase, wanted, code, reason, endpoint, backend
+	Filters       []*v1.Filter           `protobuf:"bytes,2,rep,name=filters,proto3" json:"filters,omitempty"`
 	FromStart     bool                   `protobuf:"varint,3,opt,name=from_start,json=fromStart,proto3" json:"from_start,omitempty"` // with after 0: everything that is still kept
 	NoFollow      bool                   `protobuf:"varint,4,opt,name=no_follow,json=noFollow,proto3" json:"no_follow,omitempty"`    // end at the present
+	Since         *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=since,proto3" json:"since,omitempty"`                           // with after 0: what is still kept of what happened from then on
+	Until         *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=until,proto3" json:"until,omitempty"`                           // end with what happened by then
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -179,6 +183,20 @@ func (x *WatchRequest) GetNoFollow() bool {
 	return false
 }
 
+func (x *WatchRequest) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *WatchRequest) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
 // WatchResponse is one event.
 type WatchResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -239,13 +257,15 @@ const file_gantry_events_v1_events_proto_rawDesc = "" +
 	"\n" +
 	"FactsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x93\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xf7\x01\n" +
 	"\fWatchRequest\x12\x14\n" +
 	"\x05after\x18\x01 \x01(\x04R\x05after\x121\n" +
 	"\afilters\x18\x02 \x03(\v2\x17.gantry.types.v1.FilterR\afilters\x12\x1d\n" +
 	"\n" +
 	"from_start\x18\x03 \x01(\bR\tfromStart\x12\x1b\n" +
-	"\tno_follow\x18\x04 \x01(\bR\bnoFollow\">\n" +
+	"\tno_follow\x18\x04 \x01(\bR\bnoFollow\x120\n" +
+	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x120\n" +
+	"\x05until\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\">\n" +
 	"\rWatchResponse\x12-\n" +
 	"\x05event\x18\x01 \x01(\v2\x17.gantry.events.v1.EventR\x05event2[\n" +
 	"\rEventsService\x12J\n" +
@@ -277,14 +297,16 @@ var file_gantry_events_v1_events_proto_depIdxs = []int32{
 	4, // 0: gantry.events.v1.Event.at:type_name -> google.protobuf.Timestamp
 	3, // 1: gantry.events.v1.Event.facts:type_name -> gantry.events.v1.Event.FactsEntry
 	5, // 2: gantry.events.v1.WatchRequest.filters:type_name -> gantry.types.v1.Filter
-	0, // 3: gantry.events.v1.WatchResponse.event:type_name -> gantry.events.v1.Event
-	1, // 4: gantry.events.v1.EventsService.Watch:input_type -> gantry.events.v1.WatchRequest
-	2, // 5: gantry.events.v1.EventsService.Watch:output_type -> gantry.events.v1.WatchResponse
-	5, // [5:6] is the sub-list for method output_type
-	4, // [4:5] is the sub-list for method input_type
-	4, // [4:4] is the sub-list for extension type_name
-	4, // [4:4] is the sub-list for extension extendee
-	0, // [0:4] is the sub-list for field type_name
+	4, // 3: gantry.events.v1.WatchRequest.since:type_name -> google.protobuf.Timestamp
+	4, // 4: gantry.events.v1.WatchRequest.until:type_name -> google.protobuf.Timestamp
+	0, // 5: gantry.events.v1.WatchResponse.event:type_name -> gantry.events.v1.Event
+	1, // 6: gantry.events.v1.EventsService.Watch:input_type -> gantry.events.v1.WatchRequest
+	2, // 7: gantry.events.v1.EventsService.Watch:output_type -> gantry.events.v1.WatchResponse
+	7, // [7:8] is the sub-list for method output_type
+	6, // [6:7] is the sub-list for method input_type
+	6, // [6:6] is the sub-list for extension type_name
+	6, // [6:6] is the sub-list for extension extendee
+	0, // [0:6] is the sub-list for field type_name
 }
 
 func init() { file_gantry_events_v1_events_proto_init() }
