@@ -89,6 +89,8 @@ type imageService struct {
 	d    *daemon
 	here bool // there is an image of any name
 	pull error
+
+	platform string // which it is for
 }
 
 // absent are the services where nothing is found.
@@ -340,10 +342,13 @@ func (d *daemon) serve(send func(*typesv1.ProcessOutput) error, recv func() (*ty
 }
 
 func (i *imageService) Get(_ context.Context, r *imagesv1.GetRequest) (*imagesv1.GetResponse, error) {
-	if !i.here {
+	if !i.here || r.GetPlatform() != "" && r.GetPlatform() != i.platform {
 		return nil, status.Errorf(codes.NotFound, "get image %s: not found", r.GetRef())
 	}
-	return &imagesv1.GetResponse{Image: &imagesv1.Image{Meta: &typesv1.Meta{Name: r.GetRef()}}}, nil
+	return &imagesv1.GetResponse{
+		Image: &imagesv1.Image{Meta: &typesv1.Meta{Name: r.GetRef()}, Target: &typesv1.Descriptor{Digest: "sha256:aa"}},
+		Tags:  []string{"docker.io/library/app:1", "registry.example/app:2"}, Digests: []string{"registry.example/app@sha256:aa"},
+	}, nil
 }
 
 func (i *imageService) Pull(r *imagesv1.PullRequest, s imagesv1.ImagesService_PullServer) error {
@@ -351,7 +356,7 @@ func (i *imageService) Pull(r *imagesv1.PullRequest, s imagesv1.ImagesService_Pu
 	if i.pull != nil {
 		return i.pull
 	}
-	i.here = true
+	i.here, i.platform = true, r.GetPlatform()
 	if err := s.Send(&imagesv1.PullResponse{Message: &imagesv1.PullResponse_Progress{Progress: &typesv1.Progress{Verb: "resolve"}}}); err != nil {
 		return err
 	}

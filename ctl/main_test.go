@@ -145,7 +145,8 @@ func TestRunPulls(t *testing.T) {
 		code  int
 		calls []string
 	}{
-		{"missing", false, nil, []string{"--platform", "linux/arm64"}, 0, []string{"create hello", "pull hello platform=linux/arm64", "create hello", "start " + short}},
+		{"missing", false, nil, nil, 0, []string{"create hello", "pull hello platform=", "create hello", "start " + short}},
+		{"missing, for a platform", false, nil, []string{"--platform", "linux/arm64"}, 0, []string{"pull hello platform=linux/arm64", "create hello", "start " + short}},
 		{"here", true, nil, nil, 0, []string{"create hello", "start " + short}},
 		{"always", true, nil, []string{"--pull", "always"}, 0, []string{"pull hello platform=", "create hello", "start " + short}},
 		{"never", false, nil, []string{"--pull=never"}, 125, []string{"create hello"}},
@@ -453,4 +454,27 @@ func TestEvents(t *testing.T) {
 		"watch after=0 start=true since=00:00:00 until=00:00:00", "watch after=0 start=false since=02:54:05 until=03:00:00",
 	)
 	d.expect(t, 2, "", `--since "soon": no time`, "events", "--since", "soon")
+}
+
+// TestPlatform: an image of the right name for another platform is not what was asked for.
+func TestPlatform(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	d.images.platform = "linux/amd64"
+	d.expect(t, 125, "", "get image hello: not found", "run", "--pull", "never", "--platform", "linux/arm64", "hello")
+	d.wasCalled(t)
+	d.expect(t, 0, id+"\n", `image "hello" is not here for linux/arm64 yet`, "create", "--platform", "linux/arm64", "hello")
+	d.wasCalled(t, "pull hello platform=linux/arm64", "create hello")
+
+	there := newDaemon(t)
+	there.images.platform = "linux/arm64"
+	there.expect(t, 0, id+"\n", "", "create", "--platform", "linux/arm64", "hello")
+	there.wasCalled(t, "create hello")
+}
+
+// TestInspectImage: an image is known by all its names, whichever was asked for.
+func TestInspectImage(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	d.expect(t, 0, "[app:1 registry.example/app:2] [registry.example/app@sha256:aa]\n", "", "image", "inspect", "-f", "{{.RepoTags}} {{.RepoDigests}}", "app:1")
 }

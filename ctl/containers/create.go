@@ -61,6 +61,9 @@ func (f *specFlags) create(ctx context.Context, env *cli.Env, req *containersv1.
 	default:
 		return nil, cli.Usagef("--pull %q: always, missing and never are known", f.pull)
 	}
+	if err := f.fits(ctx, env, req.GetSpec().GetImage(), pull); err != nil {
+		return nil, err
+	}
 	resp, err := env.Containers().Create(ctx, req)
 	if f.pull != "never" && cli.Code(err) == codes.NotFound && missing(ctx, env, req.GetSpec().GetImage()) {
 		if !f.quiet {
@@ -80,6 +83,29 @@ func (f *specFlags) create(ctx context.Context, env *cli.Env, req *containersv1.
 		}
 	}
 	return resp.GetContainer(), nil
+}
+
+// fits makes sure that an image that is here is the one for --platform: an image of the same name for
+// another one is replaced, or refused where nothing may be pulled.
+func (f *specFlags) fits(ctx context.Context, env *cli.Env, ref string, pull func() error) error {
+	if f.platform == "" {
+		return nil
+	}
+	get := func() error {
+		_, err := env.Images().Get(ctx, &imagesv1.GetRequest{Ref: ref, Platform: f.platform})
+		return err
+	}
+	err := get()
+	if cli.Code(err) != codes.NotFound || f.pull != "missing" && f.pull != "" {
+		return err
+	}
+	if !f.quiet {
+		_, _ = fmt.Fprintf(env.Err, "image %q is not here for %s yet; pulling it\n", ref, f.platform)
+	}
+	if err := pull(); err != nil {
+		return err
+	}
+	return get()
 }
 
 // missing reports whether it was the image that was not found.

@@ -77,9 +77,8 @@ func Document(ctx context.Context, env *cli.Env, ref string) (any, error) {
 		return nil, err
 	}
 	i := got.GetImage()
-	repository, tag := familiar(i.GetMeta().GetName())
 	d := &inspectDocument{
-		ID: i.GetConfigDescriptor().GetDigest(), RepoTags: []string{}, RepoDigests: []string{repository + "@" + i.GetTarget().GetDigest()},
+		ID: i.GetConfigDescriptor().GetDigest(), RepoTags: []string{}, RepoDigests: []string{},
 		Created: i.GetConfig().GetCreatedAt().AsTime().Format(time.RFC3339Nano), Author: i.GetConfig().GetAuthor(), Size: i.GetBytes(),
 		Config: inspectConfig{
 			User: i.GetConfig().GetUser(), Env: i.GetConfig().GetEnv(), Entrypoint: i.GetConfig().GetEntrypoint(), Cmd: i.GetConfig().GetCmd(),
@@ -89,8 +88,14 @@ func Document(ctx context.Context, env *cli.Env, ref string) (any, error) {
 		RootFS: inspectRootFS{Type: "layers", Layers: []string{}},
 		Gantry: inspectGantry{Manifest: i.GetManifest().GetDigest(), ChainID: i.GetChainId(), Unpacked: i.GetUnpacked()},
 	}
-	if tag != "<none>" {
+	for _, name := range got.GetTags() {
+		repository, tag := familiar(name)
 		d.RepoTags = append(d.RepoTags, repository+":"+tag)
+	}
+	for _, name := range got.GetDigests() {
+		repository, _ := familiar(name)
+		_, digest, _ := strings.Cut(name, "@")
+		d.RepoDigests = append(d.RepoDigests, repository+"@"+digest)
 	}
 	d.Os, d.Architecture, _ = strings.Cut(i.GetPlatform(), "/")
 	d.Architecture, d.Variant, _ = strings.Cut(d.Architecture, "/")

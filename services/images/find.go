@@ -27,6 +27,39 @@ func (s *Service) Get(ctx context.Context, ref string) (*imagesv1.Image, error) 
 	return img, err
 }
 
+// For refuses an image that a platform does not run; "" is every platform.
+func (s *Service) For(img *imagesv1.Image, wanted string) error {
+	if wanted == "" {
+		return nil
+	}
+	want, err := parsePlatform(wanted, s.platform)
+	if err != nil {
+		return err
+	}
+	if have, err := parsePlatform(img.GetPlatform(), s.platform); err != nil || want.rank(have) < 0 {
+		return fmt.Errorf("image %s: it is here for %s, not for %s: %w", img.GetMeta().GetName(), img.GetPlatform(), want, errdefs.ErrNotFound)
+	}
+	return nil
+}
+
+// References are all names of an image: those with a tag, and repository@digest of every repository that
+// it was pulled from.
+func (s *Service) References(id string) (tags, digests []string, err error) {
+	err = s.DB.View(func(tx *meta.Tx) error {
+		for _, i := range named(tx, id) {
+			name := i.GetMeta().GetName()
+			if tagged(name) {
+				tags = append(tags, name)
+			}
+			if d := repository(name) + "@" + i.GetTarget().GetDigest(); !i.GetLocal() && !slices.Contains(digests, d) {
+				digests = append(digests, d)
+			}
+		}
+		return nil
+	})
+	return tags, digests, err
+}
+
 // lookUp is Get of what is here. byID says that ref is not a name.
 func (s *Service) lookUp(ref string) (img *imagesv1.Image, byID bool, err error) {
 	err = s.DB.View(func(tx *meta.Tx) error {
@@ -202,6 +235,7 @@ func (s *Service) Tag(ctx context.Context, ref, name string) (*imagesv1.Image, e
 		if err != nil {
 			return err
 		}
+		img.Local = localName(tx, n.String(), img.GetMeta().GetId())
 		img.Meta.Name = n.String()
 		out = img
 		return put(tx, img)

@@ -448,6 +448,35 @@ func TestServer(t *testing.T) {
 	if _, err := c.Tag(t.Context(), &imagesv1.TagRequest{Ref: img.GetMeta().GetName(), Name: "app:2"}); err != nil {
 		t.Error(err)
 	}
+	if _, err := c.Tag(t.Context(), &imagesv1.TagRequest{Ref: "app:2", Name: img.GetMeta().GetName()}); err != nil { // it has that name already
+		t.Error(err)
+	}
+	wantTags := []string{f.host + "/app:latest", "docker.io/library/app:2"}
+	slices.Sort(wantTags)
+	for _, ref := range []string{img.GetMeta().GetId(), "app:2", f.host + "/app"} { // whatever it is asked for by
+		got, err := c.Get(t.Context(), &imagesv1.GetRequest{Ref: ref, Platform: img.GetPlatform()})
+		if tags := slices.Sorted(slices.Values(got.GetTags())); err != nil || !slices.Equal(tags, wantTags) || !slices.Equal(got.GetDigests(), []string{f.host + "/app@" + img.GetTarget().GetDigest()}) {
+			t.Errorf("%s: tags %q, digests %q, %v", ref, got.GetTags(), got.GetDigests(), err)
+		}
+	}
+	if _, err := w.Resolve(t.Context(), f.host+"/app", "native"); err != nil { // which writes the record again
+		t.Error(err)
+	}
+	if got, err := c.Get(t.Context(), &imagesv1.GetRequest{Ref: "app:2"}); err != nil || len(got.GetDigests()) != 1 {
+		t.Error(got.GetDigests(), err)
+	}
+	if _, err := c.Get(t.Context(), &imagesv1.GetRequest{Ref: "app:2", Platform: "linux/mips64"}); !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), "not for linux/mips64") {
+		t.Error(err)
+	}
+	if _, err := c.Get(t.Context(), &imagesv1.GetRequest{Ref: "app:2", Platform: "a/b/c/d"}); !errdefs.IsInvalidArgument(err) {
+		t.Error(err)
+	}
+	if got, err := c.Get(t.Context(), &imagesv1.GetRequest{Ref: "hello"}); err != nil || len(got.GetTags()) != 1 || len(got.GetDigests()) != 0 {
+		t.Error("the embedded image:", got, err)
+	}
+	if _, err := c.Remove(t.Context(), &imagesv1.RemoveRequest{Ref: "hello"}); err != nil {
+		t.Error(err)
+	}
 	list, err := c.List(t.Context(), &imagesv1.ListRequest{})
 	n := 0
 	for err == nil {

@@ -124,6 +124,7 @@ func (s *Service) receive(ctx context.Context, verb string, c *content, name str
 		if err := putBlobs(tx, c.blobs()); err != nil {
 			return err
 		}
+		img.Local = verb != "image.pull" && localName(tx, name, img.GetMeta().GetId())
 		return put(tx, img)
 	})
 }

@@ -45,7 +45,14 @@ func (v *server) Get(ctx context.Context, req *imagesv1.GetRequest) (*imagesv1.G
 	if err != nil {
 		return nil, err
 	}
-	return &imagesv1.GetResponse{Image: img}, nil
+	if err := v.s.For(img, req.GetPlatform()); err != nil {
+		return nil, err
+	}
+	tags, digests, err := v.s.References(img.GetMeta().GetId())
+	if err != nil {
+		return nil, err
+	}
+	return &imagesv1.GetResponse{Image: img, Tags: tags, Digests: digests}, nil
 }
 
 // List implements ImagesService.

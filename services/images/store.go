@@ -29,6 +29,12 @@ func all(tx *meta.Tx) (out []*imagesv1.Image, err error) {
 	return out, tx.Damaged()
 }
 
+// localName says whether no registry said that name means the image of id.
+func localName(tx *meta.Tx, name, id string) bool {
+	had, err := images.Get(tx, name)
+	return err != nil || had.GetMeta().GetId() != id || had.GetLocal()
+}
+
 // put writes an image under its name and, where the name meant something else that nothing else names, keeps that under its digest.
 func put(tx *meta.Tx, i *imagesv1.Image) error {
 	name := i.GetMeta().GetName()

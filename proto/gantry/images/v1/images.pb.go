@@ -38,6 +38,7 @@ type Image struct {
 	ConfigDescriptor *v1.Descriptor         `protobuf:"bytes,8,opt,name=config_descriptor,json=configDescriptor,proto3" json:"config_descriptor,omitempty"` // its digest is the image id that docker users know
 	Bytes            int64                  `protobuf:"varint,9,opt,name=bytes,proto3" json:"bytes,omitempty"`                                              // of all layers, unpacked
 	Layers           []*Layer               `protobuf:"bytes,10,rep,name=layers,proto3" json:"layers,omitempty"`                                            // bottom up
+	Local            bool                   `protobuf:"varint,11,opt,name=local,proto3" json:"local,omitempty"`                                             // the name was given here (Tag): no registry said what it means
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -140,6 +141,13 @@ func (x *Image) GetLayers() []*Layer {
 		return x.Layers
 	}
 	return nil
+}
+
+func (x *Image) GetLocal() bool {
+	if x != nil {
+		return x.Local
+	}
+	return false
 }
 
 // Layer is one layer of an image.
@@ -577,6 +585,7 @@ func (*PullResponse_Image) isPullResponse_Message() {}
 type GetRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	Platform      string                 `protobuf:"bytes,2,opt,name=platform,proto3" json:"platform,omitempty"` // "" means any; NOT_FOUND if the image is for none that this runs
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -618,10 +627,19 @@ func (x *GetRequest) GetRef() string {
 	return ""
 }
 
+func (x *GetRequest) GetPlatform() string {
+	if x != nil {
+		return x.Platform
+	}
+	return ""
+}
+
 // GetResponse is the image.
 type GetResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Image         *Image                 `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
+	Tags          []string               `protobuf:"bytes,2,rep,name=tags,proto3" json:"tags,omitempty"`       // every full reference with a tag that means it
+	Digests       []string               `protobuf:"bytes,3,rep,name=digests,proto3" json:"digests,omitempty"` // repository@digest, of every repository that it was pulled from
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -659,6 +677,20 @@ func (*GetResponse) Descriptor() ([]byte, []int) {
 func (x *GetResponse) GetImage() *Image {
 	if x != nil {
 		return x.Image
+	}
+	return nil
+}
+
+func (x *GetResponse) GetTags() []string {
+	if x != nil {
+		return x.Tags
+	}
+	return nil
+}
+
+func (x *GetResponse) GetDigests() []string {
+	if x != nil {
+		return x.Digests
 	}
 	return nil
 }
@@ -969,7 +1001,7 @@ var File_gantry_images_v1_images_proto protoreflect.FileDescriptor
 
 const file_gantry_images_v1_images_proto_rawDesc = "" +
 	"\n" +
-	"\x1dgantry/images/v1/images.proto\x12\x10gantry.images.v1\x1a\x1bgantry/types/v1/types.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb6\x03\n" +
+	"\x1dgantry/images/v1/images.proto\x12\x10gantry.images.v1\x1a\x1bgantry/types/v1/types.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xcc\x03\n" +
 	"\x05Image\x12)\n" +
 	"\x04meta\x18\x01 \x01(\v2\x15.gantry.types.v1.MetaR\x04meta\x123\n" +
 	"\x06target\x18\x02 \x01(\v2\x1b.gantry.types.v1.DescriptorR\x06target\x12\x1a\n" +
@@ -981,7 +1013,8 @@ const file_gantry_images_v1_images_proto_rawDesc = "" +
 	"\x11config_descriptor\x18\b \x01(\v2\x1b.gantry.types.v1.DescriptorR\x10configDescriptor\x12\x14\n" +
 	"\x05bytes\x18\t \x01(\x03R\x05bytes\x12/\n" +
 	"\x06layers\x18\n" +
-	" \x03(\v2\x17.gantry.images.v1.LayerR\x06layers\"\xa1\x01\n" +
+	" \x03(\v2\x17.gantry.images.v1.LayerR\x06layers\x12\x14\n" +
+	"\x05local\x18\v \x01(\bR\x05local\"\xa1\x01\n" +
 	"\x05Layer\x12/\n" +
 	"\x04blob\x18\x01 \x01(\v2\x1b.gantry.types.v1.DescriptorR\x04blob\x12\x17\n" +
 	"\adiff_id\x18\x02 \x01(\tR\x06diffId\x12\x19\n" +
@@ -1024,12 +1057,15 @@ const file_gantry_images_v1_images_proto_rawDesc = "" +
 	"\fPullResponse\x127\n" +
 	"\bprogress\x18\x01 \x01(\v2\x19.gantry.types.v1.ProgressH\x00R\bprogress\x12/\n" +
 	"\x05image\x18\x02 \x01(\v2\x17.gantry.images.v1.ImageH\x00R\x05imageB\t\n" +
-	"\amessage\"\x1e\n" +
+	"\amessage\":\n" +
 	"\n" +
 	"GetRequest\x12\x10\n" +
-	"\x03ref\x18\x01 \x01(\tR\x03ref\"<\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x1a\n" +
+	"\bplatform\x18\x02 \x01(\tR\bplatform\"j\n" +
 	"\vGetResponse\x12-\n" +
-	"\x05image\x18\x01 \x01(\v2\x17.gantry.images.v1.ImageR\x05image\"@\n" +
+	"\x05image\x18\x01 \x01(\v2\x17.gantry.images.v1.ImageR\x05image\x12\x12\n" +
+	"\x04tags\x18\x02 \x03(\tR\x04tags\x12\x18\n" +
+	"\adigests\x18\x03 \x03(\tR\adigests\"@\n" +
 	"\vListRequest\x121\n" +
 	"\afilters\x18\x01 \x03(\v2\x17.gantry.types.v1.FilterR\afilters\"=\n" +
 	"\fListResponse\x12-\n" +
