@@ -11,6 +11,7 @@ import (
 	"github.com/creack/pty"
 	"golang.org/x/sys/unix"
 
+	containersv1 "github.com/gantryd/gantry/proto/gantry/containers/v1"
 	typesv1 "github.com/gantryd/gantry/proto/gantry/types/v1"
 )
 
@@ -38,6 +39,59 @@ func TestSignals(t *testing.T) {
 		t.Errorf("exit %d: %s", code, d.err.String())
 	}
 	d.wasCalled(t, "create hello", "attach "+short+" await=true stdin=true", "start "+short, "kill "+short+" SIGUSR1")
+}
+
+// TestLeave: where the process has a terminal, a signal ends this program only, stdin joined or not, and
+// the terminal here is as it was. Not parallel: signals are the whole process's.
+func TestLeave(t *testing.T) {
+	for _, args := range [][]string{{"attach", "--no-stdin", "web"}, {"attach", "web"}, {"start", "-ai", "web"}, {"attach", "--sig-proxy=false", "plain"}} {
+		master, tty, err := pty.Open()
+		if err != nil {
+			t.Fatal(err)
+		}
+		before, err := unix.IoctlGetTermios(int(tty.Fd()), unix.TCGETS)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d := newDaemon(t)
+		d.env.In = tty
+		d.get = func(ref string) (*containersv1.Container, error) {
+			return container(&containersv1.Spec{Tty: ref == "web", OpenStdin: true}), nil
+		}
+		d.process = func(p process) *typesv1.Exit {
+			p.out("ready")
+			for p.in() != nil { // goes on until this client leaves
+			}
+			return nil
+		}
+		ended := make(chan int, 1)
+		go func() { ended <- d.gantry(args...) }()
+		until(t, "the process is ready", func() bool { return d.out.String() == "ready" })
+		if err := unix.Kill(os.Getpid(), unix.SIGINT); err != nil {
+			t.Fatal(err)
+		}
+		if code := <-ended; code != 130 || len(d.kills) > 0 {
+			t.Errorf("%v: exit %d, %d signals passed on: %s", args, code, len(d.kills), d.err.String())
+		}
+		if after, err := unix.IoctlGetTermios(int(tty.Fd()), unix.TCGETS); err != nil || *after != *before {
+			t.Errorf("%v: the terminal is %+v, and was %+v (%v)", args, after, before, err)
+		}
+		_, _ = tty.Close(), master.Close()
+	}
+}
+
+// TestNoTerminal: a process's terminal is not joined to a stdin that is none, whose end would end it.
+func TestNoTerminal(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	d.get = func(string) (*containersv1.Container, error) {
+		return container(&containersv1.Spec{Tty: true, OpenStdin: true}), nil
+	}
+	d.expect(t, 2, "", "attach: stdin is no terminal", "attach", "web")
+	d.expect(t, 2, "", "start -i: stdin is no terminal", "start", "-ai", "web")
+	d.wasCalled(t)
+	d.expect(t, 0, "hello\n", "stdin is no terminal", "attach", "--no-stdin", "web")
+	d.wasCalled(t, "attach "+short+" await=false stdin=false")
 }
 
 // TestDetach types the detach keys at a terminal.

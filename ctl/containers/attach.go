@@ -29,12 +29,13 @@ func newAttachCommand(env *cli.Env) *cobra.Command {
 		Long: `Join a running container's terminal or pipes.
 
 What the process wrote lately is shown first. The detach keys, ctrl-p ctrl-q unless
---detach-keys says otherwise, leave it running. The exit code is the process's own.`,
+--detach-keys says otherwise, leave it running; where the process has a terminal and stdin is not
+joined, ctrl-c does. The exit code is the process's own.`,
 		Args: cli.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error { return runAttach(cmd.Context(), env, o, args[0]) },
 	}
 	cmd.Flags().BoolVar(&o.noStdin, "no-stdin", false, "only watch")
-	cmd.Flags().BoolVar(&o.sigProxy, "sig-proxy", true, "pass signals on to the process")
+	cmd.Flags().BoolVar(&o.sigProxy, "sig-proxy", true, "pass signals on to the process, unless it has a terminal")
 	cmd.Flags().BoolVar(&o.noReplay, "no-replay", false, "do not show what was written before")
 	cmd.Flags().StringVar(&o.detachKeys, "detach-keys", defaultDetachKeys, "keys that leave it running")
 	return cmd
@@ -50,13 +51,16 @@ func runAttach(ctx context.Context, env *cli.Env, o attachOptions, ref string) e
 		return err
 	}
 	spec := got.GetContainer().GetSpec()
+	if err := wantTerminal(env, spec.GetTty() && spec.GetOpenStdin() && !o.noStdin, "attach", "add --no-stdin to watch only"); err != nil {
+		return err
+	}
 	s, err := openAttach(ctx, env, &containersv1.AttachStart{
 		Ref: got.GetContainer().GetMeta().GetId(), Replay: !o.noReplay, NoStdin: o.noStdin || !spec.GetOpenStdin(), Size: terminalSize(env, spec.GetTty()),
 	})
 	if err != nil {
 		return err
 	}
-	s.tty, s.stdin, s.detachKeys, s.signals = spec.GetTty(), !o.noStdin && spec.GetOpenStdin(), keys, o.sigProxy
+	s.tty, s.stdin, s.detachKeys, s.signals = spec.GetTty(), !o.noStdin && spec.GetOpenStdin(), keys, o.sigProxy && !spec.GetTty()
 	exit, err := s.run(ctx)
 	return ended(env, got.GetContainer(), exit, err)
 }

@@ -50,7 +50,7 @@ func runExec(ctx context.Context, env *cli.Env, o execOptions, args []string) er
 	if err != nil {
 		return err
 	}
-	if err := wantTerminal(env, o.tty && o.interactive && !o.detach); err != nil {
+	if err := wantTerminal(env, o.tty && o.interactive && !o.detach, "-it", "take -t away"); err != nil {
 		return err
 	}
 	f := specFlags{env: o.env, envFiles: o.envFiles}

@@ -73,7 +73,7 @@ func runRun(cmd *cobra.Command, env *cli.Env, o *runOptions, args []string) erro
 	if err != nil {
 		return err
 	}
-	if err := wantTerminal(env, o.tty && o.interactive && !o.detach); err != nil {
+	if err := wantTerminal(env, o.tty && o.interactive && !o.detach, "-it", "take -t away"); err != nil {
 		return err
 	}
 	req, err := o.request(cmd, args)
@@ -92,9 +92,11 @@ func runRun(cmd *cobra.Command, env *cli.Env, o *runOptions, args []string) erro
 	return runJoined(ctx, env, o, c, keys)
 }
 
-func wantTerminal(env *cli.Env, want bool) error {
+// wantTerminal refuses to join a process's terminal to a stdin that is none: at its end the process would
+// read the end of its own, and a shell leaves then.
+func wantTerminal(env *cli.Env, want bool, what, instead string) error {
 	if _, ok := env.InTerminal(); want && !ok {
-		return cli.Usagef("-it: stdin is no terminal; take -t away, or run this from a terminal")
+		return cli.Usagef("%s: stdin is no terminal, and that of the process is; %s, or run this from a terminal", what, instead)
 	}
 	return nil
 }

@@ -23,7 +23,7 @@ type session struct {
 	tty        bool // the process has a terminal
 	stdin      bool // pass on what is typed
 	detachKeys []byte
-	signals    bool // pass on signals sent to this process
+	signals    bool // pass on signals sent to this process; else they end this program alone
 	// kill sends a signal to the process; nil: by the stream, where it waits behind what was typed.
 	kill func(signal string) error
 
@@ -52,6 +52,8 @@ func (s *session) run(ctx context.Context) (*typesv1.Exit, error) {
 	}
 	if s.signals {
 		defer s.forwardSignals()()
+	} else {
+		defer leaveOnSignal(end)()
 	}
 	if s.stdin {
 		// Not waited for: a read of a terminal cannot be taken back, and the process ends soon.
@@ -162,15 +164,31 @@ func (s *session) forwardSignals() (stop func()) {
 			return s.put(&typesv1.ProcessInput{Input: &typesv1.ProcessInput_Signal{Signal: name}})
 		}
 	}
+	return onSignal(forwarded, func(n unix.Signal) {
+		_ = send(unix.SignalName(n)) // the process may have ended meanwhile; the output side tells
+	})
+}
+
+// leaving are the signals that end this program where they are not passed on.
+var leaving = []os.Signal{unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT}
+
+// leaveOnSignal ends the session, and lets the process go on. By itself the program would end as well, and
+// leave the terminal raw.
+func leaveOnSignal(end context.CancelCauseFunc) (stop func()) {
+	return onSignal(leaving, func(n unix.Signal) { end(cli.Exit(128 + int(n))) })
+}
+
+// onSignal calls do for each signal that comes, until it is stopped.
+func onSignal(signals []os.Signal, do func(unix.Signal)) (stop func()) {
 	ch, done, ended := make(chan os.Signal, 16), make(chan struct{}), make(chan struct{})
-	signal.Notify(ch, forwarded...)
+	signal.Notify(ch, signals...)
 	go func() {
 		defer close(ended)
 		for {
 			select {
 			case sig := <-ch:
 				if n, ok := sig.(unix.Signal); ok {
-					_ = send(unix.SignalName(n)) // the process may have ended meanwhile; the output side tells
+					do(n)
 				}
 			case <-done:
 				return

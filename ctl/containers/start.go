@@ -47,6 +47,9 @@ func runStart(ctx context.Context, env *cli.Env, o startOptions, refs []string) 
 	}
 	c := got.GetContainer()
 	stdin := o.interactive && c.GetSpec().GetOpenStdin()
+	if err := wantTerminal(env, c.GetSpec().GetTty() && stdin, "start -i", "take -i away"); err != nil {
+		return err
+	}
 	s, err := openAttach(ctx, env, &containersv1.AttachStart{
 		Ref: c.GetMeta().GetId(), Replay: true, Await: true, NoStdin: !stdin, Size: terminalSize(env, c.GetSpec().GetTty()),
 	})
@@ -56,7 +59,7 @@ func runStart(ctx context.Context, env *cli.Env, o startOptions, refs []string) 
 	if _, err := env.Containers().Start(ctx, &containersv1.StartRequest{Ref: c.GetMeta().GetId()}); err != nil {
 		return engineFailure(err)
 	}
-	s.tty, s.stdin, s.detachKeys, s.signals = c.GetSpec().GetTty(), stdin, keys, true
+	s.tty, s.stdin, s.detachKeys, s.signals = c.GetSpec().GetTty(), stdin, keys, !c.GetSpec().GetTty()
 	exit, err := s.run(ctx)
 	return ended(env, c, exit, err)
 }
