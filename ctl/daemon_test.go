@@ -60,17 +60,18 @@ type daemon struct {
 	out, err buffer
 	env      *cli.Env
 
-	create  func(*containersv1.CreateRequest) error
-	start   func(*containersv1.StartRequest) error
-	remove  func(*containersv1.RemoveRequest) error
-	get     func(ref string) (*containersv1.Container, error)
-	process func(p process) *typesv1.Exit // what runs in Attach, once started, and in Exec
-	refuse  error                         // of Exec and Attach, before anything runs
-	found   []*containersv1.Container
-	records []*containersv1.LogRecord
-	started chan struct{}
-	kills   chan string
-	once    sync.Once
+	create   func(*containersv1.CreateRequest) error
+	start    func(*containersv1.StartRequest) error
+	remove   func(*containersv1.RemoveRequest) error
+	get      func(ref string) (*containersv1.Container, error)
+	process  func(p process) *typesv1.Exit // what runs in Attach, once started, and in Exec
+	refuse   error                         // of Exec and Attach, before anything runs
+	found    []*containersv1.Container
+	records  []*containersv1.LogRecord
+	warnings []string // of Create
+	started  chan struct{}
+	kills    chan string
+	once     sync.Once
 
 	mu    sync.Mutex
 	calls []string
@@ -196,7 +197,7 @@ func (d *daemon) Create(_ context.Context, r *containersv1.CreateRequest) (*cont
 			return nil, err
 		}
 	}
-	return &containersv1.CreateResponse{Container: container(r.GetSpec())}, nil
+	return &containersv1.CreateResponse{Container: container(r.GetSpec()), Warnings: d.warnings}, nil
 }
 
 func (d *daemon) Start(_ context.Context, r *containersv1.StartRequest) (*containersv1.StartResponse, error) {

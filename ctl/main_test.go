@@ -233,6 +233,8 @@ func TestUsage(t *testing.T) {
 		{"create", "--rm", "--restart", "always", "x"},
 		{"create", "--network", "container:y", "x"},
 		{"create", "--network", "none", "-p", "80", "x"},
+		{"create", "--network", "bridge", "--network", "none", "x"},
+		{"create", "--network", "host", "--net", "back", "x"},
 		{"create", "--log-opt", "max-size=0", "x"},
 		{"create", "--log-opt", "max-file=0", "x"},
 		{"create", "--log-opt", "mode=x", "x"},
@@ -441,40 +443,4 @@ func TestPort(t *testing.T) {
 	if code := d.gantry("port", "web", "444/udp"); code != 3 || d.gantry("port", "web", "x") != 2 {
 		t.Errorf("a port that is not published: exit %d", code)
 	}
-}
-
-func TestEvents(t *testing.T) {
-	t.Parallel()
-	d := newDaemon(t)
-	for _, args := range [][]string{{"events"}, {"events", "--after", "7"}, {"events", "--after", "0"}, {"system", "events", "--since", "10m", "--until", "2026-01-02T03:00:00Z"}} {
-		d.expect(t, 0, "", "", args...)
-	}
-	d.wasCalled(
-		t, "watch after=0 start=false since=00:00:00 until=00:00:00", "watch after=7 start=false since=00:00:00 until=00:00:00",
-		"watch after=0 start=true since=00:00:00 until=00:00:00", "watch after=0 start=false since=02:54:05 until=03:00:00",
-	)
-	d.expect(t, 2, "", `--since "soon": no time`, "events", "--since", "soon")
-}
-
-// TestPlatform: an image of the right name for another platform is not what was asked for.
-func TestPlatform(t *testing.T) {
-	t.Parallel()
-	d := newDaemon(t)
-	d.images.platform = "linux/amd64"
-	d.expect(t, 125, "", "get image hello: not found", "run", "--pull", "never", "--platform", "linux/arm64", "hello")
-	d.wasCalled(t)
-	d.expect(t, 0, id+"\n", `image "hello" is not here for linux/arm64 yet`, "create", "--platform", "linux/arm64", "hello")
-	d.wasCalled(t, "pull hello platform=linux/arm64", "create hello")
-
-	there := newDaemon(t)
-	there.images.platform = "linux/arm64"
-	there.expect(t, 0, id+"\n", "", "create", "--platform", "linux/arm64", "hello")
-	there.wasCalled(t, "create hello")
-}
-
-// TestInspectImage: an image is known by all its names, whichever was asked for.
-func TestInspectImage(t *testing.T) {
-	t.Parallel()
-	d := newDaemon(t)
-	d.expect(t, 0, "[app:1 registry.example/app:2] [registry.example/app@sha256:aa]\n", "", "image", "inspect", "-f", "{{.RepoTags}} {{.RepoDigests}}", "app:1")
 }

@@ -77,12 +77,20 @@ func (f *specFlags) create(ctx context.Context, env *cli.Env, req *containersv1.
 	if err != nil {
 		return nil, err
 	}
+	warn(env, resp.GetWarnings())
 	if f.cidfile != "" {
 		if err := os.WriteFile(f.cidfile, []byte(resp.GetContainer().GetMeta().GetId()), 0o644); err != nil { //nolint:gosec // an id is no secret
 			return nil, fmt.Errorf("write --cidfile: %w", err)
 		}
 	}
 	return resp.GetContainer(), nil
+}
+
+// warn says what has no effect, or less than was asked for, as docker does.
+func warn(env *cli.Env, warnings []string) {
+	for _, w := range warnings {
+		_, _ = fmt.Fprintln(env.Err, "WARNING: "+w)
+	}
 }
 
 // fits makes sure that an image that is here is the one for --platform: an image of the same name for

@@ -16,13 +16,13 @@ import (
 
 // specFlags is what create and run have in common: the words of docker's own flags.
 type specFlags struct {
-	name, user, workdir, entrypoint, hostname, domainname, network, memory, cpus string
-	restart, stopSignal, snapshotter, pull, runtime, platform, cidfile           string
-	stopTimeout                                                                  int
-	interactive, tty, init, remove, readOnly, quiet                              bool
-	pids                                                                         int64
-	env, envFiles, labels, volumes, mounts, tmpfs, publish, logOpts, ulimits     []string
-	hosts, dns, security                                                         []string
+	name, user, workdir, entrypoint, hostname, domainname, memory, cpus      string
+	restart, stopSignal, snapshotter, pull, runtime, platform, cidfile       string
+	stopTimeout                                                              int
+	interactive, tty, init, remove, readOnly, quiet                          bool
+	pids                                                                     int64
+	env, envFiles, labels, volumes, mounts, tmpfs, publish, logOpts, ulimits []string
+	hosts, dns, security, networks                                           []string
 }
 
 // add declares the flags.
@@ -47,9 +47,13 @@ func (f *specFlags) add(fs *pflag.FlagSet) {
 	fs.StringArrayVarP(&f.volumes, "volume", "v", nil, "mount a host path or a volume: SOURCE:PATH[:ro]")
 	fs.StringArrayVar(&f.mounts, "mount", nil, "the same in words: type=bind|volume|tmpfs,source=,target=[,readonly]")
 	fs.StringArrayVar(&f.tmpfs, "tmpfs", nil, "mount memory: PATH[:size=64m,mode=1777]")
-	fs.StringVar(&f.network, "network", "", "network to join, none or host (default: the default network)")
-	fs.StringVar(&f.network, "net", "", "network to join")
-	_ = fs.MarkHidden("net")
+	fs.StringArrayVar(&f.networks, "network", nil, "network to join, which may be repeated, or none, or host (default: the default network)")
+	fs.SetNormalizeFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
+		if name == "net" { // docker's older word
+			name = "network"
+		}
+		return pflag.NormalizedName(name)
+	})
 	fs.StringArrayVarP(&f.publish, "publish", "p", nil, "publish a port on the host: [[ADDRESS:]HOSTPORT:]PORT[/udp]")
 	fs.StringArrayVar(&f.logOpts, "log-opt", nil, "bound the log: max-size=10m (-1 keeps all), max-file=3")
 	fs.BoolVar(&f.init, "init", false, "run a small init as process 1, which reaps and forwards signals")
@@ -151,17 +155,22 @@ func (f *specFlags) resources(spec *containersv1.Spec) error {
 }
 
 func (f *specFlags) networking(spec *containersv1.Spec) error {
-	switch f.network {
-	case "", "default":
-	case "none":
-		spec.NetworkMode = containersv1.NetworkMode_NETWORK_MODE_NONE
-	case "host":
-		spec.NetworkMode = containersv1.NetworkMode_NETWORK_MODE_HOST
-	default:
-		if strings.HasPrefix(f.network, "container:") {
-			return cli.Usagef("--network %q: sharing another container's network is not there yet; use a network, none or host", f.network)
+	for _, name := range f.networks {
+		switch {
+		case (name == "none" || name == "host") && len(f.networks) > 1:
+			return cli.Usagef("--network %s: a container on the host's network, or on none, joins no other; take the rest of %s away", name, strings.Join(f.networks, ", "))
+		case name == "none":
+			spec.NetworkMode = containersv1.NetworkMode_NETWORK_MODE_NONE
+		case name == "host":
+			spec.NetworkMode = containersv1.NetworkMode_NETWORK_MODE_HOST
+		case strings.HasPrefix(name, "container:"):
+			return cli.Usagef("--network %q: sharing another container's network is not there yet; use a network, none or host", name)
+		case (name == "" || name == "default") && len(f.networks) == 1:
+		case name == "" || name == "default":
+			spec.Networks = append(spec.Networks, &containersv1.NetworkAttachment{Network: "bridge"})
+		default:
+			spec.Networks = append(spec.Networks, &containersv1.NetworkAttachment{Network: name})
 		}
-		spec.Networks = []*containersv1.NetworkAttachment{{Network: f.network}}
 	}
 	for _, p := range f.publish {
 		ports, err := ParsePublish(p)

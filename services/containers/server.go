@@ -12,6 +12,7 @@ import (
 
 	containersv1 "github.com/gantryd/gantry/proto/gantry/containers/v1"
 	typesv1 "github.com/gantryd/gantry/proto/gantry/types/v1"
+	"github.com/gantryd/gantry/services/containers/admit"
 )
 
 // Register offers the service on r.
@@ -29,7 +30,7 @@ func (v *server) Create(ctx context.Context, r *containersv1.CreateRequest) (*co
 	if err != nil {
 		return nil, err
 	}
-	return &containersv1.CreateResponse{Container: c}, nil
+	return &containersv1.CreateResponse{Container: c, Warnings: admit.Warnings(r.GetSpec())}, nil
 }
 
 func (v *server) Get(ctx context.Context, r *containersv1.GetRequest) (*containersv1.GetResponse, error) {

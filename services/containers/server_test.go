@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strings"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -49,6 +50,18 @@ func TestWire(t *testing.T) {
 	created, err := c.Create(ctx, &containersv1.CreateRequest{Name: "web", Spec: &containersv1.Spec{Image: "busybox", OpenStdin: true}})
 	if err != nil {
 		t.Fatal(err)
+	}
+	if len(created.GetWarnings()) > 0 {
+		t.Error(created.GetWarnings())
+	}
+	onHost, err := c.Create(ctx, &containersv1.CreateRequest{Name: "host", Spec: &containersv1.Spec{
+		Image: "busybox", NetworkMode: containersv1.NetworkMode_NETWORK_MODE_HOST, Ports: []*containersv1.PortMapping{{ContainerPort: 80}},
+	}})
+	if err != nil || len(onHost.GetWarnings()) != 1 || !strings.Contains(onHost.GetWarnings()[0], "Published ports are discarded") {
+		t.Errorf("ports on the host's network: %v, %v", onHost.GetWarnings(), err)
+	}
+	if _, err := c.Remove(ctx, &containersv1.RemoveRequest{Ref: "host"}); err != nil {
+		t.Error(err)
 	}
 	id := created.GetContainer().GetMeta().GetId()
 	stream, err := c.Attach(ctx)

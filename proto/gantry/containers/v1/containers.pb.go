@@ -1534,6 +1534,7 @@ func (x *CreateRequest) GetSpec() *Spec {
 type CreateResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Container     *Container             `protobuf:"bytes,1,opt,name=container,proto3" json:"container,omitempty"`
+	Warnings      []string               `protobuf:"bytes,2,rep,name=warnings,proto3" json:"warnings,omitempty"` // what of the spec has no effect, a sentence each
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1571,6 +1572,13 @@ func (*CreateResponse) Descriptor() ([]byte, []int) {
 func (x *CreateResponse) GetContainer() *Container {
 	if x != nil {
 		return x.Container
+	}
+	return nil
+}
+
+func (x *CreateResponse) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
 	}
 	return nil
 }
@@ -3198,9 +3206,10 @@ const file_gantry_containers_v1_containers_proto_rawDesc = "" +
 	"\x04spec\x18\x03 \x01(\v2\x1a.gantry.containers.v1.SpecR\x04spec\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"O\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"k\n" +
 	"\x0eCreateResponse\x12=\n" +
-	"\tcontainer\x18\x01 \x01(\v2\x1f.gantry.containers.v1.ContainerR\tcontainer\"\x1e\n" +
+	"\tcontainer\x18\x01 \x01(\v2\x1f.gantry.containers.v1.ContainerR\tcontainer\x12\x1a\n" +
+	"\bwarnings\x18\x02 \x03(\tR\bwarnings\"\x1e\n" +
 	"\n" +
 	"GetRequest\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\"L\n" +
