@@ -69,6 +69,7 @@ type daemon struct {
 	found    []*containersv1.Container
 	records  []*containersv1.LogRecord
 	warnings []string // of Create
+	lacks    []string // warnings of Start
 	started  chan struct{}
 	kills    chan string
 	once     sync.Once
@@ -208,7 +209,7 @@ func (d *daemon) Start(_ context.Context, r *containersv1.StartRequest) (*contai
 		}
 	}
 	d.once.Do(func() { close(d.started) })
-	return &containersv1.StartResponse{}, nil
+	return &containersv1.StartResponse{Container: &containersv1.Container{Status: &containersv1.Status{Warnings: d.lacks}}}, nil
 }
 
 func (d *daemon) Remove(_ context.Context, r *containersv1.RemoveRequest) (*containersv1.RemoveResponse, error) {
@@ -231,6 +232,12 @@ func (d *daemon) Get(_ context.Context, r *containersv1.GetRequest) (*containers
 		return &containersv1.GetResponse{Container: c}, err
 	}
 	return nil, status.Errorf(codes.NotFound, "get container %s: not found", r.GetRef())
+}
+
+// Stop stops at once.
+func (d *daemon) Stop(_ context.Context, r *containersv1.StopRequest) (*containersv1.StopResponse, error) {
+	d.called("stop %s grace=%v", r.GetRef(), r.GetGrace().AsDuration())
+	return &containersv1.StopResponse{}, nil
 }
 
 // Wait waits for a process that does not end.

@@ -69,3 +69,16 @@ func TestNetworks(t *testing.T) {
 	d.warnings = []string{"Published ports are discarded"}
 	d.expect(t, 0, strings.Repeat(id+"\n", 6), "WARNING: Published ports are discarded\n", "create", "--net", "host", "-p", "80:80", "hello")
 }
+
+// TestWarnings: what could only be done in part is told wherever a container is started.
+func TestWarnings(t *testing.T) {
+	t.Parallel()
+	for _, args := range [][]string{{"run", "hello"}, {"run", "-d", "hello"}, {"start", "web"}, {"start", "-a", "web"}, {"restart", "web"}} {
+		d := newDaemon(t)
+		d.lacks = []string{"a limit is lower than asked"}
+		d.get = func(string) (*containersv1.Container, error) { return container(&containersv1.Spec{}), nil }
+		if code := d.gantry(args...); code != 0 || d.err.String() != "WARNING: a limit is lower than asked\n" {
+			t.Errorf("%v: exit %d: %s", args, code, d.err.String())
+		}
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"time"
 
@@ -68,6 +69,7 @@ type shim struct {
 	exit     *typesv1.Exit
 	message  string
 	c        runtime.Container // of the run; nil: none
+	warnings []string          // of the container as it was made last
 	shared   bool              // processes may outlive init: it has no pid namespace of its own
 	stopped  bool              // the user wanted it to end
 	stopSig  unix.Signal
@@ -203,7 +205,7 @@ func (s *shim) make(ctx context.Context) error {
 		return err
 	}
 	s.mu.Lock()
-	s.shared = !ownPids(c.Spec)
+	s.shared, s.warnings = !ownPids(c.Spec), nil
 	s.mu.Unlock()
 	s.init.out.newRun()
 	var made runtime.Container
@@ -269,7 +271,7 @@ func (s *shim) config() (*runtime.Config, error) {
 	}
 	c := &runtime.Config{
 		ID: s.boot.GetContainerId(), Bundle: s.dir.Root, Spec: sp, User: s.boot.GetUser(), NetNS: s.boot.GetNetns(),
-		Init: s.boot.GetInit(), Warn: s.log.Warn,
+		Init: s.boot.GetInit(), Warn: s.warn,
 	}
 	for _, m := range s.boot.GetRootfs() {
 		c.Rootfs = append(c.Rootfs, runtime.Mount{Type: m.GetType(), Source: m.GetSource(), Target: m.GetTarget(), Options: m.GetOptions()})
@@ -280,6 +282,33 @@ func (s *shim) config() (*runtime.Config, error) {
 		}
 	}
 	return c, nil
+}
+
+// maxWarnings bounds what is told of one container.
+const maxWarnings = 16
+
+// warn writes to the log what could only be done in part, and keeps it for whoever asked for the container.
+func (s *shim) warn(message string, args ...any) {
+	s.log.Warn(message, args...)
+	for i := 0; i+1 < len(args); i += 2 {
+		sep := ", "
+		if i == 0 {
+			sep = ": "
+		}
+		message += fmt.Sprintf("%s%v %v", sep, args[i], args[i+1])
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.warnings) < maxWarnings {
+		s.warnings = append(s.warnings, message)
+	}
+}
+
+// warned is what warn kept of the container as it is now.
+func (s *shim) warned() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.warnings)
 }
 
 func readBounded(path string) ([]byte, error) {

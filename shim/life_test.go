@@ -115,6 +115,46 @@ func TestWrongOrder(t *testing.T) {
 	}
 }
 
+// TestWarnings: what the host does not allow is told to whoever asks for the container, each time.
+func TestWarnings(t *testing.T) {
+	var have unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NPROC, &have); err != nil {
+		t.Fatal(err)
+	}
+	b := newBox(t, "true")
+	b.spec.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NPROC", Soft: have.Max - 1, Hard: have.Max}}
+	want := 0
+	if have.Max != unix.RLIM_INFINITY && !mayRaise(t) {
+		b.spec.Process.Rlimits[0].Hard, want = have.Max+1, 1
+	}
+	b.create()
+	for range 2 { // whoever did not hear the answer asks again
+		made, err := b.shim.Create(b.ctx(), &shimv1.CreateRequest{})
+		b.ok(err)
+		if w := made.GetWarnings(); len(w) != want || want > 0 && !strings.HasSuffix(w[0], fmt.Sprintf(": limit RLIMIT_NPROC, hard %d", have.Max)) {
+			t.Errorf("%q, want %d", w, want)
+		}
+	}
+}
+
+// mayRaise reports whether this process may raise limits, which CAP_SYS_RESOURCE allows.
+func mayRaise(t *testing.T) bool {
+	t.Helper()
+	raw, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var caps uint64
+	for line := range strings.Lines(string(raw)) {
+		if hex, ok := strings.CutPrefix(line, "CapEff:"); ok {
+			if _, err := fmt.Sscanf(strings.TrimSpace(hex), "%x", &caps); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	return caps>>unix.CAP_SYS_RESOURCE&1 == 1
+}
+
 func TestDeleteWhatNeverRan(t *testing.T) {
 	b := newBox(t, "true").create()
 	_, err := b.shim.Delete(b.ctx(), &shimv1.DeleteRequest{})

@@ -44,7 +44,7 @@ func (v service) Create(ctx context.Context, _ *shimv1.CreateRequest) (*shimv1.C
 		return nil, err
 	}
 	pid, err := v.s.create(ctx)
-	return &shimv1.CreateResponse{Pid: uint32(pid)}, err //nolint:gosec // a pid
+	return &shimv1.CreateResponse{Pid: uint32(pid), Warnings: v.s.warned()}, err //nolint:gosec // a pid
 }
 
 func (v service) Start(ctx context.Context, req *shimv1.StartRequest) (*shimv1.StartResponse, error) {

@@ -71,6 +71,7 @@ type inspectState struct {
 	Pid        uint32
 	ExitCode   uint32
 	Error      string
+	Warnings   []string `json:",omitempty"`
 	StartedAt  string
 	FinishedAt string
 }
@@ -166,7 +167,7 @@ func document(c *containersv1.Container) *inspectDocument {
 		State: inspectState{
 			Status: stateWord(c), Running: alive(c), Paused: stateWord(c) == "paused", Restarting: stateWord(c) == "restarting",
 			OOMKilled: status.GetExit().GetReason() == "oom", Pid: status.GetPid(), ExitCode: status.GetExit().GetCode(),
-			Error: status.GetMessage(), StartedAt: stamp(status.GetStartedAt()), FinishedAt: stamp(status.GetExit().GetAt()),
+			Error: status.GetMessage(), Warnings: status.GetWarnings(), StartedAt: stamp(status.GetStartedAt()), FinishedAt: stamp(status.GetExit().GetAt()),
 		},
 		Config: configDocument(c),
 		Gantry: inspectGantry{

@@ -102,10 +102,12 @@ func wantTerminal(env *cli.Env, want bool, what, instead string) error {
 }
 
 func runDetached(ctx context.Context, env *cli.Env, c *containersv1.Container) error {
-	if _, err := env.Containers().Start(ctx, &containersv1.StartRequest{Ref: c.GetMeta().GetId()}); err != nil {
+	started, err := env.Containers().Start(ctx, &containersv1.StartRequest{Ref: c.GetMeta().GetId()})
+	if err != nil {
 		return discard(ctx, env, c, err)
 	}
-	_, err := fmt.Fprintln(env.Out, c.GetMeta().GetId())
+	warn(env, started.GetContainer().GetStatus().GetWarnings())
+	_, err = fmt.Fprintln(env.Out, c.GetMeta().GetId())
 	return err
 }
 
@@ -130,9 +132,11 @@ func runJoined(ctx context.Context, env *cli.Env, o *runOptions, c *containersv1
 	if err != nil {
 		return discard(ctx, env, c, err)
 	}
-	if _, err := env.Containers().Start(ctx, &containersv1.StartRequest{Ref: id}); err != nil {
+	started, err := env.Containers().Start(ctx, &containersv1.StartRequest{Ref: id})
+	if err != nil {
 		return discard(ctx, env, c, err)
 	}
+	warn(env, started.GetContainer().GetStatus().GetWarnings())
 	s.tty, s.stdin, s.detachKeys, s.signals = o.tty, o.interactive, keys, o.sigProxy
 	exit, err := s.run(joined)
 	if c.GetSpec().GetRemoveOnExit() && exit != nil {

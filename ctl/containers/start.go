@@ -30,7 +30,8 @@ func newStartCommand(env *cli.Env) *cobra.Command {
 func runStart(ctx context.Context, env *cli.Env, o startOptions, refs []string) error {
 	if !o.attach && !o.interactive {
 		return env.Each(ctx, refs, func(ctx context.Context, ref string) error {
-			_, err := env.Containers().Start(ctx, &containersv1.StartRequest{Ref: ref})
+			started, err := env.Containers().Start(ctx, &containersv1.StartRequest{Ref: ref})
+			warn(env, started.GetContainer().GetStatus().GetWarnings())
 			return err
 		})
 	}
@@ -56,9 +57,11 @@ func runStart(ctx context.Context, env *cli.Env, o startOptions, refs []string) 
 	if err != nil {
 		return err
 	}
-	if _, err := env.Containers().Start(ctx, &containersv1.StartRequest{Ref: c.GetMeta().GetId()}); err != nil {
+	started, err := env.Containers().Start(ctx, &containersv1.StartRequest{Ref: c.GetMeta().GetId()})
+	if err != nil {
 		return engineFailure(err)
 	}
+	warn(env, started.GetContainer().GetStatus().GetWarnings())
 	s.tty, s.stdin, s.detachKeys, s.signals = c.GetSpec().GetTty(), stdin, keys, !c.GetSpec().GetTty()
 	exit, err := s.run(ctx)
 	return ended(env, c, exit, err)

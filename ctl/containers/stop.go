@@ -61,7 +61,8 @@ func newRestartCommand(env *cli.Env) *cobra.Command {
 				if _, err := env.Containers().Stop(ctx, &containersv1.StopRequest{Ref: ref, Grace: grace}); err != nil {
 					return err
 				}
-				_, err := env.Containers().Start(ctx, &containersv1.StartRequest{Ref: ref})
+				started, err := env.Containers().Start(ctx, &containersv1.StartRequest{Ref: ref})
+				warn(env, started.GetContainer().GetStatus().GetWarnings())
 				return err
 			})
 		},

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -74,6 +75,27 @@ func TestCreate(t *testing.T) {
 	w.vols.set("ensure", errdefs.ErrUnavailable)
 	if _, err := w.Create(t.Context(), "unlucky", nil, &containersv1.Spec{Image: "a"}); !errdefs.IsUnavailable(err) {
 		t.Errorf("%v", err)
+	}
+	w.clean()
+}
+
+// TestWarnings: what a shim could only do in part stands in the status, until the next start.
+func TestWarnings(t *testing.T) {
+	w := newWorld(t)
+	told := []string{"a limit is lower than asked"}
+	w.shims.onSpawn = func(s *fakeShim) { s.warnings = told }
+	c, shim := w.run("web", nil)
+	if !slices.Equal(c.GetStatus().GetWarnings(), told) {
+		t.Errorf("%v", c.GetStatus())
+	}
+	shim.ends(0)
+	if c := w.eventually("web", inPhase(containersv1.Phase_PHASE_EXITED)); !slices.Equal(c.GetStatus().GetWarnings(), told) {
+		t.Errorf("after its end: %v", c.GetStatus())
+	}
+	told = nil
+	c, err := w.Start(t.Context(), "web")
+	if err != nil || len(c.GetStatus().GetWarnings()) > 0 {
+		t.Errorf("started again: %v, %v", c.GetStatus(), err)
 	}
 	w.clean()
 }

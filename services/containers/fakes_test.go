@@ -584,6 +584,7 @@ type fakeShim struct {
 	execs    map[string]*fakeProcess
 	deleted  []string
 	instant  bool // the process ends as soon as it starts
+	warnings []string
 	fatal    bool // and the shim with it
 }
 
@@ -709,7 +710,7 @@ func (s *fakeShim) Create(context.Context, *shimv1.CreateRequest) (*shimv1.Creat
 		return nil, err
 	}
 	s.set(func() { s.phase = shimv1.Phase_PHASE_CREATED })
-	return &shimv1.CreateResponse{Pid: 42}, nil
+	return &shimv1.CreateResponse{Pid: 42, Warnings: s.warnings}, nil
 }
 
 func (s *fakeShim) Start(_ context.Context, r *shimv1.StartRequest) (*shimv1.StartResponse, error) {

@@ -55,6 +55,7 @@ type launch struct {
 	volumes   []*typesv1.Mount
 	shim      supervise.Shim
 	pid       uint32
+	warnings  []string // of the shim: what could only be done in part
 	clock     clock
 }
 
@@ -228,7 +229,7 @@ func (l *launch) boot(ctx context.Context, pinned <-chan struct{}) error {
 	if err != nil {
 		return blame(told(ctx, err), l.c.GetCommand()[0])
 	}
-	l.pid = resp.GetPid()
+	l.pid, l.warnings = resp.GetPid(), resp.GetWarnings()
 	l.clock.mark("created")
 	return nil
 }
@@ -432,7 +433,7 @@ func (l *launch) commit() error {
 			}
 			is.Phase, is.Pid, is.Run, is.Runs = containersv1.Phase_PHASE_RUNNING, l.pid, l.c.GetWantedRun(), l.b.GetRun()
 			is.StartedAt, is.Message, is.StartFailed = now(), "", false
-			is.Ports, is.Addresses = ports(l.endpoints), addresses(l.endpoints)
+			is.Ports, is.Addresses, is.Warnings = ports(l.endpoints), addresses(l.endpoints), l.warnings
 		})
 		return err
 	})
@@ -481,7 +482,7 @@ func (l *launch) record(cause, err error) error {
 			is.Exit = &typesv1.Exit{Code: exitCode(err), At: now(), Reason: "start-failed"}
 		}
 		is.Run, is.StartFailed, is.Message, is.Pid = l.c.GetWantedRun(), true, sentence.Of(err), 0
-		is.Ports, is.Addresses = nil, nil
+		is.Ports, is.Addresses, is.Warnings = nil, nil, nil
 	})
 }
 

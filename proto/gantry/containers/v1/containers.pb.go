@@ -1289,6 +1289,7 @@ type Status struct {
 	Ports         []*PortMapping         `protobuf:"bytes,9,rep,name=ports,proto3" json:"ports,omitempty"`                                 // as published: every host port is known
 	Addresses     []*Address             `protobuf:"bytes,10,rep,name=addresses,proto3" json:"addresses,omitempty"`                        // on its networks, while it runs
 	Runs          uint64                 `protobuf:"varint,11,opt,name=runs,proto3" json:"runs,omitempty"`                                 // counts processes started, by users and by the restart policy
+	Warnings      []string               `protobuf:"bytes,12,rep,name=warnings,proto3" json:"warnings,omitempty"`                          // what was asked for and could only be done in part, at the last start
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1398,6 +1399,13 @@ func (x *Status) GetRuns() uint64 {
 		return x.Runs
 	}
 	return 0
+}
+
+func (x *Status) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
 }
 
 // Address is one address of a running container.
@@ -3180,7 +3188,7 @@ const file_gantry_containers_v1_containers_proto_rawDesc = "" +
 	"\x04When\x12\x14\n" +
 	"\x10WHEN_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vWHEN_FAILED\x10\x01\x12\x0f\n" +
-	"\vWHEN_EXITED\x10\x02\"\xa8\x03\n" +
+	"\vWHEN_EXITED\x10\x02\"\xc4\x03\n" +
 	"\x06Status\x121\n" +
 	"\x05phase\x18\x01 \x01(\x0e2\x1b.gantry.containers.v1.PhaseR\x05phase\x12\x10\n" +
 	"\x03pid\x18\x02 \x01(\rR\x03pid\x12)\n" +
@@ -3194,7 +3202,8 @@ const file_gantry_containers_v1_containers_proto_rawDesc = "" +
 	"\x05ports\x18\t \x03(\v2!.gantry.containers.v1.PortMappingR\x05ports\x12;\n" +
 	"\taddresses\x18\n" +
 	" \x03(\v2\x1d.gantry.containers.v1.AddressR\taddresses\x12\x12\n" +
-	"\x04runs\x18\v \x01(\x04R\x04runs\"i\n" +
+	"\x04runs\x18\v \x01(\x04R\x04runs\x12\x1a\n" +
+	"\bwarnings\x18\f \x03(\tR\bwarnings\"i\n" +
 	"\aAddress\x12\x18\n" +
 	"\anetwork\x18\x01 \x01(\tR\anetwork\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x18\n" +

@@ -608,6 +608,7 @@ func (*CreateRequest) Descriptor() ([]byte, []int) {
 type CreateResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Pid           uint32                 `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
+	Warnings      []string               `protobuf:"bytes,2,rep,name=warnings,proto3" json:"warnings,omitempty"` // what was asked for and could only be done in part, a sentence each
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -647,6 +648,13 @@ func (x *CreateResponse) GetPid() uint32 {
 		return x.Pid
 	}
 	return 0
+}
+
+func (x *CreateResponse) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
 }
 
 // StartRequest names a process; "" is init.
@@ -1816,9 +1824,10 @@ const file_gantry_shim_v1_shim_proto_rawDesc = "" +
 	"\fcontainer_id\x18\x02 \x01(\tR\vcontainerId\x12\x14\n" +
 	"\x05nonce\x18\x03 \x01(\tR\x05nonce\x12\"\n" +
 	"\fcapabilities\x18\x04 \x03(\tR\fcapabilities\"\x0f\n" +
-	"\rCreateRequest\"\"\n" +
+	"\rCreateRequest\">\n" +
 	"\x0eCreateResponse\x12\x10\n" +
-	"\x03pid\x18\x01 \x01(\rR\x03pid\"(\n" +
+	"\x03pid\x18\x01 \x01(\rR\x03pid\x12\x1a\n" +
+	"\bwarnings\x18\x02 \x03(\tR\bwarnings\"(\n" +
 	"\fStartRequest\x12\x18\n" +
 	"\aprocess\x18\x01 \x01(\tR\aprocess\"!\n" +
 	"\rStartResponse\x12\x10\n" +
