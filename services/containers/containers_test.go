@@ -100,6 +100,22 @@ func TestWarnings(t *testing.T) {
 	w.clean()
 }
 
+// TestStartJustEnded: once anybody can see that a container has ended, starting it starts it.
+func TestStartJustEnded(t *testing.T) {
+	w := newWorld(t)
+	_, shim := w.run("web", nil)
+	for run := uint64(2); run < 20; run++ {
+		shim.ends(0)
+		w.eventually("web", inPhase(containersv1.Phase_PHASE_EXITED))
+		c, err := w.Start(t.Context(), "web")
+		if err != nil || c.GetStatus().GetRun() != run {
+			t.Fatalf("run %d: %v, %v", run, c.GetStatus(), err)
+		}
+		shim = w.shims.of(w.state(c.GetMeta().GetId()))
+	}
+	w.clean()
+}
+
 func TestCreateConcurrently(t *testing.T) {
 	w := newWorld(t)
 	var wg sync.WaitGroup

@@ -20,12 +20,22 @@ import (
 // want changes what users want of a container, and tells its keeper. change says whether it did.
 func (s *Service) want(k *keeper, change func(*containersv1.Container) (bool, error)) (*containersv1.Container, error) {
 	var after *containersv1.Container
-	if c := k.last(); c != nil && !k.gone() { // mostly there is nothing to write
-		if changed, err := change(proto.CloneOf(c)); err == nil && !changed {
-			return c, nil
+	// Mostly there is nothing to write. The record is asked, not the keeper, who hears of a change just after
+	// it is made: a container that everybody has seen ended would be taken for one that runs.
+	err := s.DB.View(func(tx *meta.Tx) error {
+		c, err := s.t.containers.Get(tx, k.id)
+		if err != nil {
+			return err
 		}
+		if changed, err := change(proto.CloneOf(c)); err == nil && !changed {
+			after = c
+		}
+		return nil
+	})
+	if err == nil && after != nil {
+		return after, nil
 	}
-	err := s.DB.Update(func(tx *meta.Tx) error {
+	err = s.DB.Update(func(tx *meta.Tx) error {
 		c, err := s.t.containers.Get(tx, k.id)
 		if err != nil {
 			return err
