@@ -236,7 +236,7 @@ func (d *daemon) Get(_ context.Context, r *containersv1.GetRequest) (*containers
 
 // Stop stops at once.
 func (d *daemon) Stop(_ context.Context, r *containersv1.StopRequest) (*containersv1.StopResponse, error) {
-	d.called("stop %s grace=%v", r.GetRef(), r.GetGrace().AsDuration())
+	d.called("stop %s signal=%s grace=%v", r.GetRef(), r.GetSignal(), r.GetGrace().AsDuration())
 	return &containersv1.StopResponse{}, nil
 }
 

@@ -82,3 +82,30 @@ func TestWarnings(t *testing.T) {
 		}
 	}
 }
+
+func TestStop(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	for _, args := range [][]string{
+		{"stop", "web"},
+		{"stop", "-t", "3", "web"},
+		{"stop", "--timeout", "4", "-s", "SIGINT", "web"},
+		{"stop", "--time=5", "--signal=HUP", "web"},
+		{"restart", "--timeout", "6", "-s", "QUIT", "web"},
+	} {
+		if code := d.gantry(args...); code != 0 {
+			t.Errorf("%v: exit %d: %s", args, code, d.err.String())
+		}
+	}
+	d.wasCalled(
+		t, "stop web signal= grace=0s", "stop web signal= grace=3s", "stop web signal=SIGINT grace=4s", "stop web signal=HUP grace=5s",
+		"stop web signal=QUIT grace=6s", "start web",
+	)
+}
+
+func TestVersion(t *testing.T) {
+	t.Parallel()
+	for _, flag := range []string{"--version", "-v"} {
+		newDaemon(t).expect(t, 0, "gantry version "+version+"\n", "", flag)
+	}
+}

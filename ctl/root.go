@@ -29,6 +29,7 @@ interrupted · 9 this driver cannot. Of run and exec: the process's own, 125, 12
 
 // newRootCommand builds the whole tree of commands. Nothing here talks to a daemon.
 func newRootCommand(env *cli.Env) *cobra.Command {
+	var showVersion bool
 	root := &cobra.Command{
 		Use: "gantry", Short: "Make, run and show containers", Long: longHelp,
 		SilenceUsage: true, SilenceErrors: true, TraverseChildren: true,
@@ -42,8 +43,15 @@ func newRootCommand(env *cli.Env) *cobra.Command {
 			}
 			return cli.Usagef("%q is no command of gantry%s see \"gantry --help\"", args[0], hint)
 		},
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if showVersion {
+				_, err := fmt.Fprintln(env.Out, "gantry version "+version)
+				return err
+			}
+			return cmd.Help()
+		},
 	}
+	root.Flags().BoolVarP(&showVersion, "version", "v", false, "show the version of this tool; \"gantry version\" shows the daemon's as well")
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return flagError(cmd, err)
 	})

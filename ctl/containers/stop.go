@@ -5,13 +5,28 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/gantryd/gantry/ctl/cli"
 	containersv1 "github.com/gantryd/gantry/proto/gantry/containers/v1"
 )
 
-type stopOptions struct{ seconds int }
+type stopOptions struct {
+	seconds int
+	signal  string
+}
+
+func (o *stopOptions) add(fs *pflag.FlagSet) {
+	fs.IntVarP(&o.seconds, "time", "t", 10, "seconds between the signal and SIGKILL (also --timeout)")
+	fs.StringVarP(&o.signal, "signal", "s", "", "signal that asks it to stop (default: the container's own, or SIGTERM)")
+	fs.SetNormalizeFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
+		if name == "timeout" { // docker's newer word
+			name = "time"
+		}
+		return pflag.NormalizedName(name)
+	})
+}
 
 func (o *stopOptions) grace(cmd *cobra.Command) (*durationpb.Duration, error) {
 	if !cmd.Flags().Changed("time") {
@@ -33,16 +48,16 @@ func newStopCommand(env *cli.Env) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return runStop(cmd.Context(), env, grace, args)
+			return runStop(cmd.Context(), env, grace, o.signal, args)
 		},
 	}
-	cmd.Flags().IntVarP(&o.seconds, "time", "t", 10, "seconds between the signal and SIGKILL")
+	o.add(cmd.Flags())
 	return cmd
 }
 
-func runStop(ctx context.Context, env *cli.Env, grace *durationpb.Duration, refs []string) error {
+func runStop(ctx context.Context, env *cli.Env, grace *durationpb.Duration, signal string, refs []string) error {
 	return env.Each(ctx, refs, func(ctx context.Context, ref string) error {
-		_, err := env.Containers().Stop(ctx, &containersv1.StopRequest{Ref: ref, Grace: grace})
+		_, err := env.Containers().Stop(ctx, &containersv1.StopRequest{Ref: ref, Grace: grace, Signal: signal})
 		return err
 	})
 }
@@ -58,7 +73,7 @@ func newRestartCommand(env *cli.Env) *cobra.Command {
 				return err
 			}
 			return env.Each(cmd.Context(), args, func(ctx context.Context, ref string) error {
-				if _, err := env.Containers().Stop(ctx, &containersv1.StopRequest{Ref: ref, Grace: grace}); err != nil {
+				if _, err := env.Containers().Stop(ctx, &containersv1.StopRequest{Ref: ref, Grace: grace, Signal: o.signal}); err != nil {
 					return err
 				}
 				started, err := env.Containers().Start(ctx, &containersv1.StartRequest{Ref: ref})
@@ -67,6 +82,6 @@ func newRestartCommand(env *cli.Env) *cobra.Command {
 			})
 		},
 	}
-	cmd.Flags().IntVarP(&o.seconds, "time", "t", 10, "seconds between the signal and SIGKILL")
+	o.add(cmd.Flags())
 	return cmd
 }

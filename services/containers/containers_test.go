@@ -172,14 +172,14 @@ func TestLife(t *testing.T) {
 	if err := w.Service.Remove(t.Context(), "web", false, false); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "rm -f") {
 		t.Errorf("removing what runs: %v", err)
 	}
-	stopped, err := w.Stop(t.Context(), "web", nil)
+	stopped, err := w.Stop(t.Context(), "web", "", nil)
 	if err != nil || stopped.GetStatus().GetExit().GetCode() != 143 || stopped.GetStatus().GetPhase() != containersv1.Phase_PHASE_EXITED || len(stopped.GetStatus().GetAddresses()) != 0 {
 		t.Errorf("%v, %v", stopped, err)
 	}
 	if sent, last := shim.sent(); fmt.Sprint(sent) != "[15]" || !last {
 		t.Errorf("sent %v, last %v", sent, last)
 	}
-	if _, err := w.Stop(t.Context(), "web", nil); err != nil {
+	if _, err := w.Stop(t.Context(), "web", "", nil); err != nil {
 		t.Errorf("stop of what does not run: %v", err)
 	}
 	if err := w.Kill(t.Context(), "web", "TERM"); !errdefs.IsFailedPrecondition(err) {
@@ -212,11 +212,11 @@ func TestStopPatience(t *testing.T) {
 	long, brief := time.Hour, 10*time.Millisecond
 	done := make(chan error, 1)
 	go func() {
-		_, err := w.Stop(t.Context(), "deaf", &long)
+		_, err := w.Stop(t.Context(), "deaf", "", &long)
 		done <- err
 	}()
 	w.eventually("deaf", inPhase(containersv1.Phase_PHASE_STOPPING))
-	if _, err := w.Stop(t.Context(), "deaf", &brief); err != nil { // who is in more of a hurry wins
+	if _, err := w.Stop(t.Context(), "deaf", "", &brief); err != nil { // who is in more of a hurry wins
 		t.Fatal(err)
 	}
 	if err := <-done; err != nil {
@@ -229,6 +229,60 @@ func TestStopPatience(t *testing.T) {
 		t.Errorf("%v", c.GetStatus())
 	}
 	w.clean()
+}
+
+// TestStopSignal: whoever stops may choose the signal, and another one while it stops; the next stop
+// knows nothing of it, nor of one that came while nothing ran.
+func TestStopSignal(t *testing.T) {
+	w := newWorld(t)
+	_, shim := w.run("deaf", nil)
+	shim.set(func() { shim.deaf = true })
+	if _, err := w.Stop(t.Context(), "deaf", "NOSUCH", nil); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("no signal: %v", err)
+	}
+	long, none := time.Hour, time.Duration(0)
+	done := make(chan error, 1)
+	go func() {
+		_, err := w.Stop(t.Context(), "deaf", "SIGINT", &long)
+		done <- err
+	}()
+	w.eventually("deaf", inPhase(containersv1.Phase_PHASE_STOPPING))
+	waitFor(t, func() bool { sent, _ := shim.sent(); return len(sent) == 1 })
+	brief := 100 * time.Millisecond
+	if _, err := w.Stop(t.Context(), "deaf", "quit", &brief); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if sent, _ := shim.sent(); fmt.Sprint(sent) != "[2 3 9]" {
+		t.Errorf("sent %v", sent)
+	}
+	w.eventually("deaf", inPhase(containersv1.Phase_PHASE_EXITED))
+	if _, err := w.Stop(t.Context(), "deaf", "SIGHUP", &none); err != nil { // it does not run
+		t.Fatal(err)
+	}
+	if _, err := w.Start(t.Context(), "deaf"); err != nil {
+		t.Fatal(err)
+	}
+	c, err := w.Stop(t.Context(), "deaf", "", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if sent, _ := w.shims.of(w.state(c.GetMeta().GetId())).sent(); fmt.Sprint(sent) != "[15]" {
+		t.Errorf("the next stop sent %v", sent)
+	}
+	w.clean()
+}
+
+// waitFor polls until ok.
+func waitFor(t *testing.T, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("it took too long")
+		}
+	}
 }
 
 func TestPause(t *testing.T) {
@@ -255,7 +309,7 @@ func TestPause(t *testing.T) {
 	if err := w.Exec(t.Context(), &containersv1.ExecStart{Ref: "web", Args: []string{"ls"}}, newClient()); !errdefs.IsFailedPrecondition(err) {
 		t.Error(err)
 	}
-	if _, err := w.Stop(t.Context(), "web", nil); err != nil { // the signal reaches it once it is thawed
+	if _, err := w.Stop(t.Context(), "web", "", nil); err != nil { // the signal reaches it once it is thawed
 		t.Fatal(err)
 	}
 	if sent, _ := shim.sent(); fmt.Sprint(sent) != "[15]" {
@@ -341,7 +395,7 @@ func TestStopCutsLaunch(t *testing.T) {
 		started <- err
 	}()
 	w.eventually("web", inPhase(containersv1.Phase_PHASE_STARTING))
-	if _, err := w.Stop(t.Context(), "web", nil); err != nil {
+	if _, err := w.Stop(t.Context(), "web", "", nil); err != nil {
 		t.Error(err)
 	}
 	if err := <-started; !errdefs.IsFailedPrecondition(err) {
@@ -492,7 +546,7 @@ func TestDaemonRestart(t *testing.T) {
 	if out := string((<-client.out).GetStdout()); out != "first byte\n" {
 		t.Errorf("%q", out)
 	}
-	if _, err := w.Stop(t.Context(), "stays", nil); err != nil {
+	if _, err := w.Stop(t.Context(), "stays", "", nil); err != nil {
 		t.Fatal(err)
 	}
 	if sent, _ := stays.sent(); fmt.Sprint(sent) != "[15]" {
@@ -510,7 +564,7 @@ func TestReboot(t *testing.T) {
 	_, loved := w.run("loved", &containersv1.Spec{Restart: &containersv1.RestartPolicy{When: containersv1.RestartPolicy_WHEN_EXITED}})
 	_, brief := w.run("brief", &containersv1.Spec{RemoveOnExit: true})
 	w.run("stopped", &containersv1.Spec{Restart: &containersv1.RestartPolicy{When: containersv1.RestartPolicy_WHEN_EXITED}})
-	if _, err := w.Stop(t.Context(), "stopped", nil); err != nil {
+	if _, err := w.Stop(t.Context(), "stopped", "", nil); err != nil {
 		t.Fatal(err)
 	}
 	w.close()
@@ -570,7 +624,7 @@ func TestHung(t *testing.T) {
 		"removed": func() error { return w.Service.Remove(t.Context(), "removed", true, false) },
 		"stopped": func() error {
 			none := time.Duration(0)
-			_, err := w.Stop(t.Context(), "stopped", &none)
+			_, err := w.Stop(t.Context(), "stopped", "", &none)
 			return err
 		},
 	} {
@@ -590,7 +644,7 @@ func TestHung(t *testing.T) {
 	long := time.Hour
 	done := make(chan error, 1)
 	go func() {
-		_, err := w.Stop(t.Context(), "slow", &long)
+		_, err := w.Stop(t.Context(), "slow", "", &long)
 		done <- err
 	}()
 	w.eventually("slow", inPhase(containersv1.Phase_PHASE_UNREACHABLE))
@@ -732,7 +786,7 @@ func TestManyAtOnce(t *testing.T) {
 			var others sync.WaitGroup // everybody does everything at once
 			for _, verb := range []func() error{
 				func() error { _, err := w.Start(t.Context(), id); return err },
-				func() error { _, err := w.Stop(t.Context(), id, nil); return err },
+				func() error { _, err := w.Stop(t.Context(), id, "", nil); return err },
 				func() error { return w.Kill(t.Context(), id, "KILL") },
 				func() error { _, err := w.Start(t.Context(), id); return err },
 				func() error { return w.Service.Remove(t.Context(), id, i%2 == 0, false) },

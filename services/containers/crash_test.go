@@ -88,7 +88,7 @@ func TestCrash(t *testing.T) {
 			id := c.GetMeta().GetId()
 			for _, verb := range []func() error{
 				func() error { _, err := w.Start(t.Context(), id); return err },
-				func() error { _, err := w.Stop(t.Context(), id, nil); return err },
+				func() error { _, err := w.Stop(t.Context(), id, "", nil); return err },
 				func() error { _, err := w.Start(t.Context(), id); return err },
 				func() error { return w.Service.Remove(t.Context(), id, true, true) },
 			} {

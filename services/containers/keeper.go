@@ -60,6 +60,7 @@ type keeper struct {
 	news     chan struct{}           // closed, and replaced, when anything here changes
 	shim     supervise.Shim          // for the verbs
 	grace    *time.Duration          // the shortest that was asked for
+	by       uint32                  // the signal that was asked for; 0: the container's own
 	volumes  bool                    // take volumes without a name along
 	failed   error                   // why the run failed.run could not be launched
 	tries    int                     // how often removing was tried
@@ -316,12 +317,15 @@ func (k *keeper) shimNow(c *containersv1.Container) (supervise.Shim, error) {
 	return k.shim, nil
 }
 
-// patience remembers the shortest grace that was asked for.
-func (k *keeper) patience(d *time.Duration) {
+// patience remembers the shortest grace that was asked for, and the last signal.
+func (k *keeper) patience(d *time.Duration, signal uint32) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if d != nil && (k.grace == nil || *d < *k.grace) {
 		k.grace = d
+	}
+	if signal != 0 {
+		k.by = signal
 	}
 }
 

@@ -68,7 +68,7 @@ func releaseVerb(forget bool) string {
 func (k *keeper) calm() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.grace = nil
+	k.grace, k.by = nil, 0
 }
 
 // drops is what goes: with the run, and with the container. It is undone last first, so that the

@@ -74,7 +74,7 @@ func (v *server) Stop(ctx context.Context, r *containersv1.StopRequest) (*contai
 		d := r.GetGrace().AsDuration()
 		grace = &d
 	}
-	c, err := v.s.Stop(ctx, r.GetRef(), grace)
+	c, err := v.s.Stop(ctx, r.GetRef(), r.GetSignal(), grace)
 	if err != nil {
 		return nil, err
 	}

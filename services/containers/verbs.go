@@ -99,8 +99,8 @@ func (s *Service) Start(ctx context.Context, ref string) (c *containersv1.Contai
 }
 
 // Stop makes stopped the wanted state: a signal, a grace period, then SIGKILL. One that does not
-// run is left alone. grace nil means what the container says.
-func (s *Service) Stop(ctx context.Context, ref string, grace *time.Duration) (c *containersv1.Container, err error) {
+// run is left alone. signal "" and grace nil mean what the container says.
+func (s *Service) Stop(ctx context.Context, ref, signal string, grace *time.Duration) (c *containersv1.Container, err error) {
 	c, k, err := s.resolve(ctx, ref)
 	if err != nil {
 		return nil, wrap(err, "stop container %s", ref)
@@ -109,7 +109,15 @@ func (s *Service) Stop(ctx context.Context, ref string, grace *time.Duration) (c
 	if grace != nil && *grace < 0 {
 		return nil, invalid("grace %v: it cannot be negative", *grace)
 	}
-	k.patience(grace)
+	by := uint32(0)
+	if signal != "" {
+		if by, err = admit.Signal(signal); err != nil {
+			return nil, err
+		}
+	}
+	if alive(c) || c.GetWanted() == containersv1.Wanted_WANTED_RUNNING { // else it would be meant for the next run
+		k.patience(grace, by)
+	}
 	c, err = s.want(k, func(c *containersv1.Container) (bool, error) {
 		if c.GetWanted() != containersv1.Wanted_WANTED_RUNNING {
 			return false, nil

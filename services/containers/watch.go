@@ -259,7 +259,7 @@ func (k *keeper) terminate(ctx context.Context, c *containersv1.Container) error
 	}
 	paused := c.GetStatus().GetPhase() == containersv1.Phase_PHASE_PAUSED
 	_ = k.update(func(is *containersv1.Status) { is.Phase = containersv1.Phase_PHASE_STOPPING })
-	killed := k.hurry() == 0
+	killed, sent := k.hurry() == 0, k.stopSignal(c)
 	k.signal(ctx, killed, paused)
 	timer := time.NewTimer(max(0, k.wait(killed)))
 	defer timer.Stop()
@@ -273,8 +273,13 @@ func (k *keeper) terminate(ctx context.Context, c *containersv1.Container) error
 			k.find(ctx, k.last())
 			return nil
 		case <-k.wake:
-			if !killed {
-				timer.Reset(max(0, k.hurry()-time.Since(began)))
+			if killed {
+				continue
+			}
+			timer.Reset(max(0, k.hurry()-time.Since(began)))
+			if other := k.stopSignal(c); other != sent { // somebody asks it in another way
+				sent = other
+				k.signal(ctx, false, paused)
 			}
 		case <-timer.C:
 			if killed {
@@ -358,6 +363,12 @@ func (k *keeper) signal(ctx context.Context, kill, paused bool) {
 }
 
 func (k *keeper) stopSignal(c *containersv1.Container) uint32 {
+	k.mu.Lock()
+	by := k.by
+	k.mu.Unlock()
+	if by != 0 {
+		return by
+	}
 	sig, err := admit.StopSignal(c.GetSpec().GetStopSignal(), c.GetOrigin().GetConfig().GetStopSignal())
 	if err != nil {
 		return 15 // an image may name what there is not

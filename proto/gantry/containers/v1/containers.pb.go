@@ -1972,6 +1972,7 @@ type StopRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
 	Grace         *durationpb.Duration   `protobuf:"bytes,2,opt,name=grace,proto3" json:"grace,omitempty"`
+	Signal        string                 `protobuf:"bytes,3,opt,name=signal,proto3" json:"signal,omitempty"` // "" means the container's own
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2018,6 +2019,13 @@ func (x *StopRequest) GetGrace() *durationpb.Duration {
 		return x.Grace
 	}
 	return nil
+}
+
+func (x *StopRequest) GetSignal() string {
+	if x != nil {
+		return x.Signal
+	}
+	return ""
 }
 
 // StopResponse is the container as it stopped.
@@ -3237,10 +3245,11 @@ const file_gantry_containers_v1_containers_proto_rawDesc = "" +
 	"\fStartRequest\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\"N\n" +
 	"\rStartResponse\x12=\n" +
-	"\tcontainer\x18\x01 \x01(\v2\x1f.gantry.containers.v1.ContainerR\tcontainer\"P\n" +
+	"\tcontainer\x18\x01 \x01(\v2\x1f.gantry.containers.v1.ContainerR\tcontainer\"h\n" +
 	"\vStopRequest\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\x12/\n" +
-	"\x05grace\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x05grace\"M\n" +
+	"\x05grace\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x05grace\x12\x16\n" +
+	"\x06signal\x18\x03 \x01(\tR\x06signal\"M\n" +
 	"\fStopResponse\x12=\n" +
 	"\tcontainer\x18\x01 \x01(\v2\x1f.gantry.containers.v1.ContainerR\tcontainer\"7\n" +
 	"\vKillRequest\x12\x10\n" +
