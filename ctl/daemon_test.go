@@ -25,6 +25,7 @@ import (
 	eventsv1 "github.com/gantryd/gantry/proto/gantry/events/v1"
 	imagesv1 "github.com/gantryd/gantry/proto/gantry/images/v1"
 	networksv1 "github.com/gantryd/gantry/proto/gantry/networks/v1"
+	systemv1 "github.com/gantryd/gantry/proto/gantry/system/v1"
 	typesv1 "github.com/gantryd/gantry/proto/gantry/types/v1"
 	volumesv1 "github.com/gantryd/gantry/proto/gantry/volumes/v1"
 )
@@ -126,6 +127,7 @@ func newDaemon(t *testing.T) *daemon {
 	server := grpc.NewServer()
 	containersv1.RegisterContainersServiceServer(server, d)
 	eventsv1.RegisterEventsServiceServer(server, eventsService{d: d})
+	systemv1.RegisterSystemServiceServer(server, systemService{d: d})
 	imagesv1.RegisterImagesServiceServer(server, &d.images)
 	networksv1.RegisterNetworksServiceServer(server, noNetworks{})
 	volumesv1.RegisterVolumesServiceServer(server, noVolumes{})
@@ -245,6 +247,26 @@ func (d *daemon) Wait(ctx context.Context, r *containersv1.WaitRequest) (*contai
 	d.called("wait %s", r.GetRef())
 	<-ctx.Done()
 	return nil, context.Cause(ctx)
+}
+
+// systemService has three plugins.
+type systemService struct {
+	systemv1.UnimplementedSystemServiceServer
+	d *daemon
+}
+
+func (s systemService) ListPlugins(_ *systemv1.ListPluginsRequest, out systemv1.SystemService_ListPluginsServer) error {
+	for _, p := range []*systemv1.Plugin{{Family: "network", Name: "bridge"}, {Family: "snapshotter", Name: "local"}, {Family: "volume", Name: "local"}} {
+		if err := out.Send(&systemv1.ListPluginsResponse{Plugin: p}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s systemService) RestartPlugin(_ context.Context, r *systemv1.RestartPluginRequest) (*systemv1.RestartPluginResponse, error) {
+	s.d.called("restart %s/%s", r.GetFamily(), r.GetName())
+	return &systemv1.RestartPluginResponse{}, nil
 }
 
 // eventsService has no events, and keeps what it was asked.

@@ -109,3 +109,26 @@ func TestVersion(t *testing.T) {
 		newDaemon(t).expect(t, 0, "gantry version "+version+"\n", "", flag)
 	}
 }
+
+// TestPlugins: a driver whose name only one family has needs no family.
+func TestPlugins(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	d.expect(t, 0, "bridge\n", "", "plugin", "restart", "bridge")
+	d.expect(t, 2, "bridge\n", "2 families have one; write FAMILY/NAME, as in snapshotter/local", "plugin", "restart", "local")
+	d.expect(t, 3, "bridge\n", "there is none of that name", "plugin", "restart", "nope")
+	d.expect(t, 0, "bridge\nvolume/local\n", "none of that name", "plugin", "restart", "volume/local")
+	d.wasCalled(t, "restart network/bridge", "restart volume/local")
+	in := newDaemon(t)
+	in.expect(t, 0, "network\n", "", "plugin", "inspect", "-f", "{{.Family}}", "bridge")
+}
+
+// TestRunUsage: what run and exec cannot make sense of is a failure of gantry's, not of what ran.
+func TestRunUsage(t *testing.T) {
+	t.Parallel()
+	for _, args := range [][]string{{"run"}, {"run", "--nosuch", "x"}, {"exec", "web"}, {"exec"}, {"container", "run"}} {
+		if d := newDaemon(t); d.gantry(args...) != 125 {
+			t.Errorf("%v: %s", args, d.err.String())
+		}
+	}
+}

@@ -252,7 +252,6 @@ func TestUsage(t *testing.T) {
 		{"logs", "--tail", "x", "web"},
 		{"logs", "--since", "x", "web"},
 		{"rm"},
-		{"exec", "web"},
 		{"nosuchcommand"},
 		{"container", "nosuchverb"},
 		{"inspect"},

@@ -27,7 +27,7 @@ func newExecCommand(env *cli.Env) *cobra.Command {
 The exit code is the command's own, 125 if gantry could not, 126 if the command cannot be
 executed and 127 if it is not there.`,
 		Example: "  gantry exec -it web sh\n  gantry exec -u postgres db psql -c 'select 1'",
-		Args:    cli.MinArgs(2),
+		Args:    engineArgs(cli.MinArgs(2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return engineFailure(runExec(cmd.Context(), env, o, args))
 		},

@@ -38,7 +38,7 @@ The exit code is the process's own, 128 + N if signal N ended it, 125 if gantry 
 		Example: `  gantry run hello
   gantry run -it --rm debian bash
   gantry run -d --name web -p 8080:80 -v "$PWD/site:/usr/share/nginx/html:ro" nginx`,
-		Args: cli.MinArgs(1),
+		Args: engineArgs(cli.MinArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			err := runRun(cmd, env, &o, args)
 			return engineFailure(err)
@@ -65,6 +65,11 @@ func engineFailure(err error) error {
 		code = exitNotExecutable
 	}
 	return &cli.ExitError{Code: code, Err: err}
+}
+
+// engineArgs gives what wants arguments the code that run and exec have for gantry's own failures.
+func engineArgs(want cobra.PositionalArgs) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error { return engineFailure(want(cmd, args)) }
 }
 
 func runRun(cmd *cobra.Command, env *cli.Env, o *runOptions, args []string) error {

@@ -20,12 +20,21 @@ func Verbs(env *cli.Env) []*cobra.Command {
 }
 
 // split parses FAMILY/NAME, the way plugins are named everywhere.
-func split(ref string) (family, name string, err error) {
-	family, name, ok := strings.Cut(ref, "/")
-	if !ok || family == "" || name == "" {
-		return "", "", cli.Usagef("plugin %q: write FAMILY/NAME, as in snapshotter/overlay; \"gantry plugin ls\" lists them", ref)
+// choose finds the driver that ref means: FAMILY/NAME, or NAME where one family has it.
+func choose(found []*systemv1.Plugin, ref string) (*systemv1.Plugin, error) {
+	var means []*systemv1.Plugin
+	for _, p := range found {
+		if ref == p.GetFamily()+"/"+p.GetName() || ref == p.GetName() {
+			means = append(means, p)
+		}
 	}
-	return family, name, nil
+	switch len(means) {
+	case 0:
+		return nil, status.Errorf(codes.NotFound, "plugin %s: there is none of that name; \"gantry plugin ls\" lists them", ref)
+	case 1:
+		return means[0], nil
+	}
+	return nil, cli.Usagef("plugin %q: %d families have one; write FAMILY/NAME, as in %s/%s", ref, len(means), means[0].GetFamily(), ref)
 }
 
 func list(ctx context.Context, env *cli.Env) ([]*systemv1.Plugin, error) {
@@ -109,7 +118,7 @@ type inspectDocument struct {
 func newInspectCommand(env *cli.Env) *cobra.Command {
 	var format string
 	cmd := &cobra.Command{
-		Use: "inspect [flags] FAMILY/NAME...", Short: "Show all that is known of driver processes",
+		Use: "inspect [flags] [FAMILY/]NAME...", Short: "Show all that is known of driver processes",
 		Args: cli.MinArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			found, err := list(cmd.Context(), env)
@@ -124,38 +133,40 @@ func newInspectCommand(env *cli.Env) *cobra.Command {
 }
 
 func document(found []*systemv1.Plugin, ref string) (any, error) {
-	family, name, err := split(ref)
+	p, err := choose(found, ref)
 	if err != nil {
 		return nil, err
 	}
-	for _, p := range found {
-		if p.GetFamily() != family || p.GetName() != name {
-			continue
-		}
-		d := &inspectDocument{
-			Family: family, Name: name, Version: p.GetVersion(), State: state(p), Protocol: p.GetProtocol(),
-			Capabilities: append([]string{}, p.GetCapabilities()...), Pid: p.GetPid(), Crashes: p.GetCrashes(), Calls: p.GetCalls(),
-			LastError: p.GetLastError(), Path: p.GetPath(), Log: p.GetLog(),
-		}
-		if p.GetStartedAt() != nil {
-			d.StartedAt = p.GetStartedAt().AsTime().Format("2006-01-02T15:04:05.000Z07:00")
-		}
-		return d, nil
+	d := &inspectDocument{
+		Family: p.GetFamily(), Name: p.GetName(), Version: p.GetVersion(), State: state(p), Protocol: p.GetProtocol(),
+		Capabilities: append([]string{}, p.GetCapabilities()...), Pid: p.GetPid(), Crashes: p.GetCrashes(), Calls: p.GetCalls(),
+		LastError: p.GetLastError(), Path: p.GetPath(), Log: p.GetLog(),
 	}
-	return nil, status.Errorf(codes.NotFound, "plugin %s: not found; \"gantry plugin ls\" lists them", ref)
+	if p.GetStartedAt() != nil {
+		d.StartedAt = p.GetStartedAt().AsTime().Format("2006-01-02T15:04:05.000Z07:00")
+	}
+	return d, nil
 }
 
 func newRestartCommand(env *cli.Env) *cobra.Command {
 	return &cobra.Command{
-		Use: "restart FAMILY/NAME...", Short: "Replace driver processes; calls to them wait meanwhile",
+		Use: "restart [FAMILY/]NAME...", Short: "Replace driver processes; calls to them wait meanwhile",
 		Args: cli.MinArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return env.Each(cmd.Context(), args, func(ctx context.Context, ref string) error {
-				family, name, err := split(ref)
-				if err != nil {
-					return err
+				family, name, whole := strings.Cut(ref, "/")
+				if !whole {
+					found, err := list(ctx, env)
+					if err != nil {
+						return err
+					}
+					p, err := choose(found, ref)
+					if err != nil {
+						return err
+					}
+					family, name = p.GetFamily(), p.GetName()
 				}
-				_, err = env.System().RestartPlugin(ctx, &systemv1.RestartPluginRequest{Family: family, Name: name})
+				_, err := env.System().RestartPlugin(ctx, &systemv1.RestartPluginRequest{Family: family, Name: name})
 				return err
 			})
 		},

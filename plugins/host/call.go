@@ -156,10 +156,20 @@ func (c *call) sentence(ctx context.Context, err error, p *process) error {
 	case code == codes.Unavailable && strings.HasPrefix(text, "connection error"), strings.HasPrefix(text, "error reading from server"):
 		text = "the connection to the plugin broke: " + oneLine(text)
 	}
-	text = strings.TrimPrefix(text, what+": ") // the driver may have said so itself
+	text = unsaid(text, c.verb.word, c.noun)
 	out := st.Proto()
 	out.Message = prefix + text
 	return status.ErrorProto(out)
+}
+
+// unsaid is text without a beginning in which a driver says itself what it could not do to what:
+// "publish ports of endpoint 4f1c…: ".
+func unsaid(text, verb, noun string) string {
+	said, rest, ok := strings.Cut(text, ": ")
+	if ok && verb != "" && (said == verb && noun == "" || noun != "" && strings.HasPrefix(said, verb+" ") && strings.Contains(said, noun)) {
+		return rest
+	}
+	return text
 }
 
 // NewStream opens a stream of answers; it begins once more if the process goes away before the first of them. Later it

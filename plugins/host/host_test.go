@@ -425,6 +425,23 @@ func TestKilledUnderLoad(t *testing.T) {
 	}
 }
 
+// TestUnsaid: what a driver could not do to what is said once, whoever said it.
+func TestUnsaid(t *testing.T) {
+	for _, c := range []struct{ text, verb, noun, want string }{
+		{"publish ports of endpoint a1b2c3d4: port 80 is in use", "publish", "a1b2", "port 80 is in use"},
+		{"publish a1b2: port 80 is in use", "publish", "a1b2", "port 80 is in use"},
+		{"publish ports of endpoint ffff: port 80 is in use", "publish", "a1b2", "publish ports of endpoint ffff: port 80 is in use"},
+		{"port 80 is published by a1b2", "publish", "a1b2", "port 80 is published by a1b2"},
+		{"port a1b2: in use", "publish", "a1b2", "port a1b2: in use"},
+		{"list: closed", "list", "", "closed"},
+		{"list of a: closed", "list", "", "list of a: closed"},
+	} {
+		if got := unsaid(c.text, c.verb, c.noun); got != c.want {
+			t.Errorf("%q: %q, want %q", c.text, got, c.want)
+		}
+	}
+}
+
 func TestErrorsKeepTheirClass(t *testing.T) {
 	t.Parallel()
 	h := start(t, "good")

@@ -39,7 +39,7 @@ func listening(p port) error {
 			found := append(sockets(one), socket{})
 			return inUse(one, found[0])
 		case errors.Is(err, unix.EADDRNOTAVAIL):
-			return fmt.Errorf("port %s: the host has no address %s: %w", one, one.host, errdefs.ErrInvalidArgument)
+			return fmt.Errorf("port %s: this host has no such address: %w", one, errdefs.ErrInvalidArgument)
 		case err != nil:
 			return fmt.Errorf("try port %s: %w", one, err)
 		}

@@ -54,8 +54,8 @@ func Check(name string, labels map[string]string, spec *containersv1.Spec, runti
 	if _, err := StopSignal(spec.GetStopSignal(), ""); err != nil {
 		return err
 	}
-	if l := spec.GetLog(); l.GetMaxBytes() < -1 || l.GetMaxBytes() > 0 && l.GetMaxBytes() < 4096 || l.GetMaxFiles() > 1000 {
-		return invalid("log of %d files of %d bytes: a file has 4096 bytes or more (-1 for no limit), and 1000 files are the most", l.GetMaxFiles(), l.GetMaxBytes())
+	if err := checkLog(spec.GetLog()); err != nil {
+		return err
 	}
 	if _, err := Runtime(spec.GetRuntime(), runtimes); err != nil {
 		return err
@@ -64,6 +64,19 @@ func Check(name string, labels map[string]string, spec *containersv1.Spec, runti
 		return err
 	}
 	return ocispec.Check(spec, runtime.NumCPU())
+}
+
+// leastLog and mostLogs bound the files of a log: each costs a file's overhead, and a directory is read as a whole.
+const leastLog, mostLogs = 4096, 1000
+
+func checkLog(l *containersv1.LogOptions) error {
+	switch {
+	case l.GetMaxBytes() < -1 || l.GetMaxBytes() > 0 && l.GetMaxBytes() < leastLog:
+		return invalid("a log file of %d bytes: it has %d or more (max-size=4k), or no limit (max-size=-1)", l.GetMaxBytes(), leastLog)
+	case l.GetMaxFiles() > mostLogs:
+		return invalid("a log of %d files: %d are the most", l.GetMaxFiles(), mostLogs)
+	}
+	return nil
 }
 
 func checkNetworks(spec *containersv1.Spec) error {
@@ -108,8 +121,12 @@ func checkPorts(ports []*containersv1.PortMapping) error {
 			return invalid("port %d of the host (%d of them): ports go from 1 to 65535", p.GetHostPort(), n)
 		}
 		if a := p.GetHostAddress(); a != "" {
-			if _, err := netip.ParseAddr(a); err != nil {
+			host, err := netip.ParseAddr(a)
+			if err != nil {
 				return invalid("port %d: %q is no address of the host", p.GetContainerPort(), a)
+			}
+			if host = host.Unmap(); host.Is6() && !host.IsUnspecified() {
+				return invalid("port %d: it cannot be published on %s: networks are IPv4 only; name an IPv4 address, or none", p.GetContainerPort(), a)
 			}
 		}
 		for _, q := range ports[:i] {

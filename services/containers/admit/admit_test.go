@@ -31,6 +31,9 @@ func TestPorts(t *testing.T) {
 		"past the container's": {[]*containersv1.PortMapping{p(80, 65535, 2, "", "")}, false},
 		"many":                 {[]*containersv1.PortMapping{p(1, 1, 1<<31, "", "")}, false},
 		"wrapping around":      {[]*containersv1.PortMapping{p(80, 80, 1<<32-40, "", "")}, false},
+		"every address":        {[]*containersv1.PortMapping{p(80, 80, 0, "::", "")}, true},
+		"IPv4 in IPv6":         {[]*containersv1.PortMapping{p(80, 80, 0, "::ffff:127.0.0.1", "")}, true},
+		"IPv6":                 {[]*containersv1.PortMapping{p(80, 80, 0, "::1", "")}, false},
 		"a name":               {[]*containersv1.PortMapping{p(80, 80, 0, "localhost", "")}, false},
 	} {
 		err := checkPorts(tc.ports)
@@ -98,6 +101,23 @@ func TestRuntime(t *testing.T) {
 	for _, name := range []string{"./sh", "no-such-program", "/etc/passwd"} {
 		if _, err := Runtime(name, nil); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("%q: %v", name, err)
+		}
+	}
+}
+
+func TestLog(t *testing.T) {
+	for want, l := range map[string]*containersv1.LogOptions{
+		"a log file of 10 bytes: it has 4096 or more": {MaxBytes: 10},
+		"a log file of -2 bytes":                      {MaxBytes: -2},
+		"a log of 1001 files: 1000 are the most":      {MaxFiles: 1001},
+	} {
+		if err := Check("", nil, &containersv1.Spec{Image: "a", Log: l}, nil); !errdefs.IsInvalidArgument(err) || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("%v: %v", l, err)
+		}
+	}
+	for _, l := range []*containersv1.LogOptions{nil, {MaxBytes: -1}, {MaxBytes: 4096, MaxFiles: 1000}} {
+		if err := Check("", nil, &containersv1.Spec{Image: "a", Log: l}, nil); err != nil {
+			t.Errorf("%v: %v", l, err)
 		}
 	}
 }
