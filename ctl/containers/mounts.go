@@ -47,6 +47,13 @@ var propagations = map[string]bool{
 	"private": true, "rprivate": true, "shared": true, "rshared": true, "slave": true, "rslave": true,
 }
 
+// nothingToDo are docker's options that change nothing here: gantry gives no SELinux labels (z and Z ask for
+// other ones), the kernel's page cache is the same on both sides (consistent, cached, delegated: of Docker
+// on other systems), and a new volume begins empty (nocopy).
+var nothingToDo = map[string]bool{
+	"z": true, "Z": true, "consistent": true, "cached": true, "delegated": true, "default": true, "nocopy": true,
+}
+
 // ParseVolume parses one value of --volume: [SOURCE:]PATH[:OPTIONS]. A source that begins with
 // / or . is a path of the host, any other is a volume.
 func ParseVolume(v string) (*containersv1.VolumeMount, error) {
@@ -101,13 +108,15 @@ func volumeOptions(m *containersv1.VolumeMount, v, options string) error {
 		switch {
 		case o == "ro":
 			m.ReadOnly = true
-		case o == "rw" || o == "":
+		case o == "nocopy" && m.Kind == containersv1.VolumeMount_KIND_BIND:
+			return cli.Usagef("--volume %q: nocopy is for volumes, and %q is a path of the host", v, m.Source)
+		case o == "rw" || o == "" || nothingToDo[o]:
 		case propagations[o] && m.Kind != containersv1.VolumeMount_KIND_BIND:
 			return cli.Usagef("--volume %q: %s is for paths of the host, and %q is a volume", v, o, m.Source)
 		case propagations[o]:
 			m.Propagation = o
 		default:
-			return cli.Usagef("--volume %q: option %q is not known; ro, rw and the propagations (rprivate, rslave, rshared) are", v, o)
+			return cli.Usagef("--volume %q: option %q is not known; ro, rw and the propagations (rprivate, rslave, rshared) are, and z, Z, cached, delegated, consistent and nocopy change nothing", v, o)
 		}
 	}
 	return nil
@@ -195,6 +204,11 @@ func mountField(m *containersv1.VolumeMount, key, value string, has bool) error 
 			return cli.Usagef("bind-propagation %q is not known", value)
 		}
 		m.Propagation = value
+	case "consistency":
+		if !nothingToDo[value] || value == "nocopy" || len(value) == 1 {
+			return cli.Usagef("consistency %q is not known; consistent, cached and delegated are, and change nothing", value)
+		}
+	case "volume-nocopy": // it is what happens
 	case "tmpfs-size":
 		m.Options = append(m.Options, "size="+value)
 	case "tmpfs-mode":

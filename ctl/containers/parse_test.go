@@ -126,6 +126,12 @@ func TestParseVolume(t *testing.T) {
 		"./a:/data":                {Kind: bind, Source: filepath.Join(here, "a"), Target: "/data", CreateSource: true},
 		"..:/data":                 {Kind: bind, Source: filepath.Dir(here), Target: "/data", CreateSource: true},
 		"/srv:/data:rslave,ro":     {Kind: bind, Source: "/srv", Target: "/data", CreateSource: true, ReadOnly: true, Propagation: "rslave"},
+		"/srv:/data:z":             {Kind: bind, Source: "/srv", Target: "/data", CreateSource: true},
+		"/srv:/data:ro,Z":          {Kind: bind, Source: "/srv", Target: "/data", CreateSource: true, ReadOnly: true},
+		"/srv:/data:cached":        {Kind: bind, Source: "/srv", Target: "/data", CreateSource: true},
+		"/srv:/data:delegated,ro":  {Kind: bind, Source: "/srv", Target: "/data", CreateSource: true, ReadOnly: true},
+		"db:/data:nocopy":          {Kind: volume, Source: "db", Target: "/data"},
+		"db:/data:z,consistent":    {Kind: volume, Source: "db", Target: "/data"},
 		"/srv:/data with space:ro": {Kind: bind, Source: "/srv", Target: "/data with space", CreateSource: true, ReadOnly: true},
 	} {
 		if got, err := ParseVolume(in); err != nil || !proto.Equal(got, want) {
@@ -135,7 +141,7 @@ func TestParseVolume(t *testing.T) {
 	for in, want := range map[string]string{
 		"": "must be absolute", "data": "must be absolute", "db:data": "must be absolute", ":/data": "source is empty",
 		"a:/b:ro:x": "too many colons", "a:/b:wx": `"wx" is not known`, "a:/": "cannot be its root", "/": "cannot be its root",
-		"/x:/b/..": "cannot be its root", "~/x:/data": "$HOME", "~:/data": "$HOME", "db:/data:rslave": "is a volume",
+		"/x:/b/..": "cannot be its root", "~/x:/data": "$HOME", "~:/data": "$HOME", "db:/data:rslave": "is a volume", "/srv:/data:nocopy": "is a path of the host",
 	} {
 		if got, err := ParseVolume(in); cli.ExitCode(err) != 2 || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "--volume") {
 			t.Errorf("%q: %v, %v", in, got, err)
@@ -159,6 +165,8 @@ func TestParseMount(t *testing.T) {
 		"TYPE=bind,Source=/a,Target=/data,readonly=true":                   {Kind: bind, Source: "/a", Target: "/data", ReadOnly: true},
 		"type=bind,source=/a,target=/data,bind-propagation=rshared":        {Kind: bind, Source: "/a", Target: "/data", Propagation: "rshared"},
 		`type=bind,"source=/a,b",target=/data`:                             {Kind: bind, Source: "/a,b", Target: "/data"},
+		"type=bind,source=/a,target=/data,consistency=cached":              {Kind: bind, Source: "/a", Target: "/data"},
+		"source=db,target=/data,volume-nocopy":                             {Kind: volume, Source: "db", Target: "/data"},
 		"type=tmpfs,target=/run,tmpfs-size=64m,tmpfs-mode=1777":            {Kind: tmpfs, Target: "/run", Options: []string{"size=64m", "mode=1777"}},
 		"type=bind,source=/x=y,target=/data=z":                             {Kind: bind, Source: "/x=y", Target: "/data=z"},
 		"source=/a,bind-propagation=rslave,type=bind,target=/d,readonly=1": {Kind: bind, Source: "/a", Target: "/d", Propagation: "rslave", ReadOnly: true},
@@ -168,8 +176,9 @@ func TestParseMount(t *testing.T) {
 		}
 	}
 	for in, want := range map[string]string{
-		"":                                     "it is empty",
-		"type=bind":                            "target is missing",
+		"":          "it is empty",
+		"type=bind": "target is missing",
+		"type=bind,source=/a,target=/d,consistency=z": `consistency "z" is not known`,
 		"target=data":                          "must be absolute",
 		"target=/":                             "cannot be its root",
 		"type=nfs,target=/d":                   `type "nfs" is not known`,
