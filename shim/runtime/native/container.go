@@ -23,6 +23,8 @@ type container struct {
 	self   identity
 	group  *cgroup.Group
 	init   *proc
+	ids    *idmap
+	enters uint64 // the namespaces that whoever is added joins, as flags of setns
 	filter []unix.SockFilter
 	flags  uint32
 	warn   func(string, ...any)

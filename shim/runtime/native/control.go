@@ -51,6 +51,15 @@ func newControl() (*control, int, error) {
 func (c *control) next(ctx context.Context) (rec record, fd int, err error) {
 	stop := context.AfterFunc(ctx, func() { _ = c.f.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
+	rec, fd, err = c.read()
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	return rec, fd, err
+}
+
+// read is next for a child that cannot take long.
+func (c *control) read() (rec record, fd int, err error) {
 	fd = -1
 	var oob [32]byte
 	var n, oobn int
@@ -64,8 +73,6 @@ func (c *control) next(ctx context.Context) (rec record, fd int, err error) {
 		}
 	})
 	switch {
-	case ctx.Err() != nil:
-		return rec, fd, context.Cause(ctx)
 	case err != nil:
 		return rec, fd, err
 	case errors.Is(rerr, unix.ECONNRESET) || rerr == nil && n == 0:

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path"
 	"strings"
@@ -22,21 +21,20 @@ func (r *Runtime) create(ctx context.Context, cfg *runtime.Config) (_ *container
 	b := &builder{bundle: cfg.Bundle, warn: r.warner(cfg), root: -1, devpts: -1}
 	b.reserve(createSteps)
 	defer b.open.close()
-	ns, err := readNamespaces(cfg, &b.open)
+	ns, err := b.namespaces(cfg)
 	if err != nil {
 		return nil, err
 	}
-	if cfg.Init && ns.clone&unix.CLONE_NEWPID == 0 {
-		return nil, invalid("an init needs a process namespace of the container's own")
+	self := r.self
+	if ns.ids != nil {
+		self = self.inUser()
 	}
-	if err := ns.sysctls(cfg.Spec.Linux.Sysctl); err != nil {
-		return nil, err
-	}
-	p, err := r.self.prepare(cfg.Spec.Process, cfg.Seccomp, cfg.Spec.Linux.Seccomp, b.warn)
+	p, err := self.prepare(cfg.Spec.Process, cfg.Seccomp, cfg.Spec.Linux.Seccomp, b.warn)
 	if err != nil {
 		return nil, err
 	}
-	c := &container{id: cfg.ID, self: r.self, filter: p.filter, flags: p.flags, warn: b.warn, devpts: -1, root: -1}
+	p.ids = ns.ids
+	c := &container{id: cfg.ID, self: self, ids: ns.ids, enters: ns.entered(), filter: p.filter, flags: p.flags, warn: b.warn, devpts: -1, root: -1}
 	defer func() { //nolint:contextcheck // what was begun is undone although the caller has gone
 		if err != nil {
 			c.release()
@@ -46,7 +44,7 @@ func (r *Runtime) create(ctx context.Context, cfg *runtime.Config) (_ *container
 		return nil, err
 	}
 	b.group = c.group
-	if c.root, err = b.rootfs(cfg); err != nil {
+	if err = ns.ids.as(func() (err error) { c.root, err = b.rootfs(cfg); return err }); err != nil {
 		return nil, err
 	}
 	control, theirs, err := newControl()
@@ -66,7 +64,7 @@ func (r *Runtime) create(ctx context.Context, cfg *runtime.Config) (_ *container
 	}
 	defer entrance.Close()
 	var term *os.File
-	if term, err = b.write(cfg, ns, p, entrance); err != nil {
+	if err = ns.ids.as(func() (err error) { term, err = b.write(cfg, ns, p, self, entrance); return err }); err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -79,13 +77,28 @@ func (r *Runtime) create(ctx context.Context, cfg *runtime.Config) (_ *container
 			return nil, err
 		}
 	}
-	c.init, err = c.launch(ctx, &b.program, ns.clone, entrance, control, term, false)
+	c.init, err = c.launch(ctx, &b.program, ns.cloned(), entrance, control, term, ns.forks())
 	if err != nil {
 		return nil, err
 	}
 	c.init.command = cfg.Spec.Process.Args[0]
 	c.init.paths, c.init.cwd = p.paths, cfg.Spec.Process.Cwd
 	return c, nil
+}
+
+// namespaces reads what config.json says about them, and what that means for the rest.
+func (b *builder) namespaces(cfg *runtime.Config) (*namespaces, error) {
+	ns, err := readNamespaces(cfg, &b.open)
+	if err != nil {
+		return nil, err
+	}
+	if cfg.Init && ns.clone&unix.CLONE_NEWPID == 0 {
+		return nil, invalid("an init needs a process namespace of the container's own")
+	}
+	if b.ids = ns.ids; b.ids != nil && !ns.newNet {
+		b.sysfs = sysfsOf(ns.net)
+	}
+	return ns, ns.sysctls(cfg.Spec.Linux.Sysctl)
 }
 
 // cgroup makes the container's cgroup with its limits.
@@ -119,7 +132,7 @@ func (r *Runtime) cgroup(cfg *runtime.Config) (*cgroup.Group, error) {
 }
 
 // write makes what the parent can make, and the program for the rest.
-func (b *builder) write(cfg *runtime.Config, ns *namespaces, p *process, e *cgroup.Entrance) (*os.File, error) {
+func (b *builder) write(cfg *runtime.Config, ns *namespaces, p *process, self identity, e *cgroup.Entrance) (*os.File, error) {
 	s := cfg.Spec
 	if err := b.oomScore(s.Process.OOMScoreAdj, b.warn); err != nil {
 		return nil, err
@@ -133,6 +146,9 @@ func (b *builder) write(cfg *runtime.Config, ns *namespaces, p *process, e *cgro
 	}
 	var err error
 	if p.user, err = lookup(cfg.User, s.Process.User, b.read); err != nil {
+		return nil, err
+	}
+	if err := p.ids.hold(p.user); err != nil {
 		return nil, err
 	}
 	if err := p.environment(); err != nil {
@@ -153,7 +169,10 @@ func (b *builder) write(cfg *runtime.Config, ns *namespaces, p *process, e *cgro
 	} else if err = p.streams(cfg.Stdio, &b.open); err != nil {
 		return nil, err
 	}
-	if err := b.finish(cfg, ns, p); err != nil {
+	if err = p.own(); err == nil {
+		err = b.finish(cfg, ns, p, self)
+	}
+	if err != nil {
 		if term != nil {
 			_ = term.Close()
 		}
@@ -201,7 +220,7 @@ func (b *builder) filesystems(cfg *runtime.Config) error {
 }
 
 // finish writes the second half of the program, and closes the root filesystem for writing if it is read-only.
-func (b *builder) finish(cfg *runtime.Config, ns *namespaces, p *process) (err error) {
+func (b *builder) finish(cfg *runtime.Config, ns *namespaces, p *process, self identity) (err error) {
 	s := cfg.Spec
 	b.sysctl(s.Linux.Sysctl)
 	if err := b.mask(s.Linux.MaskedPaths); err != nil {
@@ -230,7 +249,7 @@ func (b *builder) finish(cfg *runtime.Config, ns *namespaces, p *process) (err e
 		b.forkInit()
 	}
 	b.only(cfg.Init, func() { b.session(p) })
-	b.confine(p, whoamiNow())
+	b.confine(p, self)
 	if cfg.Init {
 		b.beInit()
 	}
@@ -244,26 +263,6 @@ func (p *program) enter(e *cgroup.Entrance) {
 	zero := p.bytes([]byte("0"))
 	for _, f := range e.Tasks {
 		p.add(unix.SYS_WRITE, f.Fd(), zero, 1)
-	}
-}
-
-func (b *builder) join(ns *namespaces) {
-	for _, j := range ns.joins {
-		b.say("join namespace %s", j.path)
-		b.add(unix.SYS_SETNS, uintptr(j.fd), uintptr(j.kind))
-	}
-	if ns.newCgroup {
-		b.say("make cgroup namespace")
-		b.add(unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP)
-	}
-	if ns.newNet {
-		b.say("bring lo up")
-		req := new([40]byte) // struct ifreq (netdevice(7))
-		copy(req[:], "lo")
-		*(*uint16)(unsafe.Pointer(&req[16])) = unix.IFF_UP | unix.IFF_RUNNING
-		b.add(unix.SYS_SOCKET, unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0).into(regScratch)
-		b.add(unix.SYS_IOCTL, regScratch, unix.SIOCSIFFLAGS, hold(&b.program, req)).ref(0)
-		b.add(unix.SYS_CLOSE, regScratch).ref(0)
 	}
 }
 
@@ -305,15 +304,21 @@ func (p *program) oomScore(adj *int, warn func(string, ...any)) error {
 		return invalid("process.oomScoreAdj %d: it must be between -1000 and 1000", *adj)
 	}
 	p.say("set oom_score_adj to %d", *adj)
-	p.add(unix.SYS_OPENAT, at, p.str("/proc/self/oom_score_adj"), unix.O_WRONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0).into(regScratch)
-	st := new(unix.Statfs_t)
-	addr := hold(p, st)
-	p.add(unix.SYS_FSTATFS, regScratch, addr).ref(0)
-	p.addKind(kindEqual, addr+unsafe.Offsetof(st.Type), 0xffffffff, procMagic, uintptr(unix.EXDEV))
+	p.openProc("/proc/self/oom_score_adj", unix.O_WRONLY)
 	v := fmt.Append(nil, *adj)
 	p.add(unix.SYS_WRITE, regScratch, p.bytes(v), uintptr(len(v))).ref(0).ok(unix.EACCES, unix.EPERM)
 	p.add(unix.SYS_CLOSE, regScratch).ref(0)
 	return nil
+}
+
+// openProc has the child open a file of the host's procfs, which is verified to be one (CVE-2025-52881),
+// into regScratch. It must not have left the host's root.
+func (p *program) openProc(file string, flags uintptr) {
+	p.add(unix.SYS_OPENAT, at, p.str(file), flags|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0).into(regScratch)
+	st := new(unix.Statfs_t)
+	addr := hold(p, st)
+	p.add(unix.SYS_FSTATFS, regScratch, addr).ref(0)
+	p.addKind(kindEqual, addr+unsafe.Offsetof(st.Type), 0xffffffff, procMagic, uintptr(unix.EXDEV))
 }
 
 // launch clones the child and waits until it is ready to start. forks says that the child makes
@@ -326,7 +331,7 @@ func (c *container) launch(ctx context.Context, p *program, flags uint64, e *cgr
 	if insecure.race != nil {
 		insecure.race()
 	}
-	first, err := spawn(p, flags, dir, p.controlFD)
+	first, err := p.spawn(flags, dir)
 	p.closeControl() // or its end, when the child dies, would not be seen
 	if err != nil {
 		return nil, fmt.Errorf("clone: %w", err)
@@ -338,37 +343,6 @@ func (p *program) closeControl() {
 	if p.controlFD >= 0 {
 		_ = unix.Close(p.controlFD)
 		p.controlFD = -1
-	}
-}
-
-// await waits for the child to be ready. If it forks, its own word about that and the first of the
-// process may come in either order.
-func (c *container) await(ctx context.Context, p *program, first child, ctl *control, term *os.File, forks bool) (*proc, error) {
-	now, said := first, (*record)(nil)
-	for {
-		rec, fd, err := ctl.next(ctx)
-		if err == nil && rec.index == forked && fd >= 0 && forks {
-			reap(first)
-			_ = unix.Close(first.pidfd)
-			now, forks = child{pid: int(int32(rec.more)), pidfd: fd}, false
-			if said == nil {
-				continue
-			}
-			rec = *said
-		} else if err == nil && forks && (rec.index == ready || rec.index >= int64(p.forkedAt)) {
-			said = &rec
-			continue
-		}
-		switch {
-		case err == nil && rec.index == ready:
-			return &proc{c: c, child: now, file: os.NewFile(uintptr(now.pidfd), "pidfd"), control: ctl, term: term, program: p}, nil
-		case err == nil:
-			err = p.failed(rec)
-		case errors.Is(err, io.EOF):
-			err = fmt.Errorf("the process was killed before it was ready: does its seccomp profile allow read, write and execve, and is there memory? %w", errdefs.ErrFailedPrecondition)
-		}
-		now.destroy()
-		return nil, err
 	}
 }
 

@@ -40,8 +40,11 @@ func (c *container) exec(ctx context.Context, x *runtime.Exec) (_ *proc, err err
 	if err != nil {
 		return nil, err
 	}
-	p.filter, p.flags = c.filter, c.flags
+	p.filter, p.flags, p.ids = c.filter, c.flags, c.ids
 	if p.user, err = lookup(x.User, x.Spec.User, func(name string) ([]byte, error) { return readInside(root, name) }); err != nil {
+		return nil, err
+	}
+	if err := p.ids.hold(p.user); err != nil {
 		return nil, err
 	}
 	if err := p.environment(); err != nil {
@@ -55,7 +58,12 @@ func (c *container) exec(ctx context.Context, x *runtime.Exec) (_ *proc, err err
 	} else if err := p.streams(x.Stdio, &open); err != nil {
 		return nil, err
 	}
-	control, theirs, err := newControl()
+	err = p.own()
+	var control *control
+	var theirs int
+	if err == nil {
+		control, theirs, err = newControl()
+	}
 	if err == nil {
 		p.control = theirs
 		var made *proc
@@ -120,7 +128,7 @@ func (c *container) execIn(ctx context.Context, p *process, ctl *control, term *
 	b.arrange(p, pidfd)
 	b.say("join the container's namespaces")
 	b.now.class = errdefs.ErrFailedPrecondition // the container has just ended
-	b.add(unix.SYS_SETNS, firstKept, unix.CLONE_NEWNS|unix.CLONE_NEWPID|unix.CLONE_NEWIPC|unix.CLONE_NEWUTS|unix.CLONE_NEWNET|unix.CLONE_NEWCGROUP)
+	b.add(unix.SYS_SETNS, firstKept, uintptr(c.enters))
 	b.add(unix.SYS_CLOSE, firstKept)
 	b.forkInto()
 	b.session(p)

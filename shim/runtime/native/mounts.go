@@ -27,6 +27,8 @@ type builder struct {
 	warn   func(string, ...any)
 	root   int // the root filesystem, detached
 	devpts int // the container's own devpts; -1: none that we made
+	ids    *idmap
+	sysfs  func(kind, source string, o options) (int, error) // if the child cannot mount it; else nil
 	proc   bool
 }
 
@@ -177,7 +179,7 @@ func (b *builder) attach(fd uintptr, isReg bool, at string) {
 
 // mount adds one mount of config.json.
 func (b *builder) mount(m specs.Mount) error {
-	o, err := parseOptions(m.Options)
+	o, err := mountOptions(m)
 	if err != nil {
 		return err
 	}
@@ -189,10 +191,16 @@ func (b *builder) mount(m specs.Mount) error {
 	switch kind {
 	case "bind":
 		return b.bind(m, o)
-	case "proc", "sysfs", "mqueue":
-		return b.mountLater(kind, m, o)
-	case "cgroup", "cgroup2":
-		return b.mountCgroup(m, o)
+	case "proc", "sysfs", "mqueue", "cgroup", "cgroup2":
+		if o.mapped {
+			return fmt.Errorf("a %s cannot be mounted with mapped ids: %w", kind, errdefs.ErrInvalidArgument)
+		}
+		if kind == "cgroup" || kind == "cgroup2" {
+			return b.mountCgroup(m, o)
+		}
+		if kind != "sysfs" || b.sysfs == nil {
+			return b.mountLater(kind, m, o)
+		}
 	case "":
 		return fmt.Errorf("no type: %w", errdefs.ErrInvalidArgument)
 	}
@@ -204,11 +212,26 @@ func (b *builder) mount(m specs.Mount) error {
 	if source == "" {
 		source = kind
 	}
-	fd, err := fsContext(kind, source, o)
+	o.data = b.mapped(kind, o.data)
+	newMount := fsContext
+	if kind == "sysfs" {
+		newMount = b.sysfs
+	}
+	fd, err := newMount(kind, source, o)
 	if err != nil {
 		return err
 	}
 	b.open.add(fd)
+	if o.mapped {
+		if err := b.mapMount(fd, o); err != nil {
+			return err
+		}
+	}
+	if kind == "devpts" && b.ids != nil {
+		if err := b.ids.give(fd); err != nil {
+			return err
+		}
+	}
 	if kind == "devpts" && p.path == "/dev/pts" {
 		b.devpts = fd
 	}
@@ -282,6 +305,11 @@ func (b *builder) bind(m specs.Mount, o options) error {
 		return err
 	}
 	b.open.add(fd)
+	if o.mapped {
+		if err := b.mapMount(fd, o); err != nil {
+			return err
+		}
+	}
 	p, err := b.target(m.Destination, dir)
 	if err != nil {
 		return err

@@ -15,6 +15,7 @@
 //
 //	native.go create.go  Runtime and Create          program.go clone.go control.go  the list, the child, the socket
 //	tree.go       paths in what is not yet mounted     rootfs.go mounts.go options.go dev.go hide.go  filesystems
+//	namespaces.go userns.go overlay_mapped.go  what it is in, and whose ids it has     await.go  what the child says
 //	spec.go user.go caps.go process.go  who it runs as, and with what    container.go exec.go  afterwards
 //	terminal.go   terminals     seal.go init.go  the shim's executable, the small init
 //
@@ -48,6 +49,7 @@ type identity struct {
 	lastCap  uint
 	limits   [unlimited]unix.Rlimit
 	oomScore int
+	mapped   bool // in a user namespace: with capabilities over it, and none over the host
 }
 
 // insecure lets tests show what a guard is for; see the tests named after CVEs.

@@ -16,6 +16,8 @@ type options struct {
 	propagation    uint64
 	propagationAll bool
 	bind, rbind    bool
+	mapped, mapAll bool // ids are mapped: of this mount, of those below it too
+	ids            *idmap
 	data           []string // for the filesystem
 }
 
@@ -71,7 +73,11 @@ func parseOptions(list []string) (options, error) {
 			o.bind = true
 		case "rbind":
 			o.bind, o.rbind = true, true
-		case "tmpcopyup", "idmap", "ridmap":
+		case "idmap":
+			o.mapped, o.mapAll = true, false
+		case "ridmap":
+			o.mapped, o.mapAll = true, true
+		case "tmpcopyup":
 			return o, fmt.Errorf("option %q is not supported: %w", word, errdefs.ErrNotImplemented)
 		case "":
 		default:

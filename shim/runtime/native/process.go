@@ -1,6 +1,7 @@
 package native
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path"
@@ -28,6 +29,7 @@ type process struct {
 	tty     bool
 	control int // the child's end
 	init    int // the small init's file; -1: none
+	ids     *idmap
 	paths   []string
 	env     []string
 	limits  []limit
@@ -62,7 +64,7 @@ func (id identity) rlimits(list []specs.POSIXRlimit, warn func(string, ...any)) 
 			return nil, fmt.Errorf("resource limit %s: the soft limit %d is above the hard limit %d: %w", l.Type, l.Soft, l.Hard, errdefs.ErrInvalidArgument)
 		}
 		v := unix.Rlimit{Cur: l.Soft, Max: l.Hard}
-		if have := id.limits[n].Max; v.Max > have && id.caps>>capSysResource&1 == 0 {
+		if have := id.limits[n].Max; v.Max > have && (id.mapped || id.caps>>capSysResource&1 == 0) {
 			warn("this host does not let a resource limit be raised; it is set as high as it may be", "limit", l.Type, "hard", have)
 			v.Max, v.Cur = have, min(v.Cur, have)
 		}
@@ -184,6 +186,25 @@ func owned(fd int) bool {
 	return false
 }
 
+// own gives the streams to the user of a container with ids of its own, who could not take them.
+func (p *process) own() error {
+	if p.ids == nil {
+		return nil
+	}
+	uid, err := p.ids.uid(p.user.uid)
+	if err != nil {
+		return err
+	}
+	for _, fd := range p.stdio {
+		if owned(fd) {
+			if err := unix.Fchown(fd, int(uid), -1); err != nil && !errors.Is(err, unix.EROFS) {
+				return fmt.Errorf("give standard stream to user %d: %w", uid, err)
+			}
+		}
+	}
+	return nil
+}
+
 // firstKept is the first descriptor that nothing of the process needs: 0 to 2, the socket, the init.
 const firstKept = 4
 
@@ -192,7 +213,7 @@ const firstKept = 4
 func (b *program) arrange(p *process, extra int) {
 	b.say("arrange descriptors")
 	for i, fd := range p.stdio {
-		if p.user.uid != 0 && owned(fd) {
+		if p.ids == nil && p.user.uid != 0 && owned(fd) {
 			b.add(unix.SYS_FCHOWN, uintptr(fd), uintptr(p.user.uid), ^uintptr(0)).ok(unix.EPERM, unix.EROFS)
 		}
 		b.add(unix.SYS_DUP3, uintptr(fd), uintptr(i), 0)

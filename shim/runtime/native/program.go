@@ -1,6 +1,7 @@
 package native
 
 import (
+	"context"
 	"fmt"
 	"syscall"
 	"unsafe"
@@ -21,6 +22,12 @@ type program struct {
 	controlFD int
 	// forkedAt is the first step of the process that a child makes in its own place.
 	forkedAt int
+	// answers are what the parent does when the child says something on its way; it waits for those
+	// whose bit, counted down from 0, is set in asks.
+	answers map[int64]func(context.Context, child) error
+	asks    uint64
+	// prelude is what the thread that clones does before; it ends after.
+	prelude func() error
 }
 
 // step is what an op is for, as an error would say it, and that error's class; nil: none.

@@ -37,7 +37,7 @@ func (b *builder) rootfs(cfg *runtime.Config) (int, error) {
 	if m.Target != "" && m.Target != "/" {
 		return -1, fmt.Errorf("root filesystem: its first mount is at %s, not at the root: %w", m.Target, errdefs.ErrInvalidArgument)
 	}
-	if b.root, err = detached(m); err != nil {
+	if b.root, err = b.detached(m); err != nil {
 		return -1, fmt.Errorf("mount root filesystem (%s): %w", m.Type, err)
 	}
 	b.layers = []layer{{"/", b.root}}
@@ -58,11 +58,27 @@ func (b *builder) rest(ms []runtime.Mount) error {
 }
 
 // detached is a mount of m that is in no namespace.
-func detached(m runtime.Mount) (int, error) {
+func (b *builder) detached(m runtime.Mount) (int, error) {
 	o, err := parseOptions(m.Options)
 	if err != nil {
 		return -1, err
 	}
+	if o.mapped && b.ids == nil {
+		return -1, fmt.Errorf("option idmap: the container has no user namespace: %w", errdefs.ErrInvalidArgument)
+	}
+	if o.mapped && m.Type == "overlay" && !o.bind {
+		return overlayMapped(m.Source, o, b.ids)
+	}
+	fd, err := plainRoot(m, o)
+	if err == nil && o.mapped {
+		if err = mapMount(fd, o, b.ids); err != nil {
+			_ = unix.Close(fd)
+		}
+	}
+	return fd, err
+}
+
+func plainRoot(m runtime.Mount, o options) (int, error) {
 	switch {
 	case m.Type == "bind" || o.bind:
 		if len(o.data) > 0 {
@@ -142,12 +158,20 @@ func onThread(fn func()) {
 	<-done
 }
 
-func overlayHere(source string, o options) (int, error) {
+// ownMounts gives this thread, which ends soon, a mount namespace of its own.
+func ownMounts() error {
 	if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_FS); err != nil {
-		return -1, fmt.Errorf("unshare mount namespace: %w", err)
+		return fmt.Errorf("unshare mount namespace: %w", err)
 	}
 	if err := unix.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, ""); err != nil {
-		return -1, fmt.Errorf("make mounts private: %w", err)
+		return fmt.Errorf("make mounts private: %w", err)
+	}
+	return nil
+}
+
+func overlayHere(source string, o options) (int, error) {
+	if err := ownMounts(); err != nil {
+		return -1, err
 	}
 	data := strings.Join(o.data, ",")
 	if dir := commonDir(o.data); len(data) >= os.Getpagesize() && dir != "" {

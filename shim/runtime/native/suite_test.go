@@ -38,3 +38,5 @@ func newRuntime(t testing.TB) *Runtime {
 }
 
 func TestSuite(t *testing.T) { runtimetest.Run(t, newRuntime(t)) }
+
+func TestFeatures(t *testing.T) { runtimetest.RunFeatures(t, newRuntime(t), nil) }

@@ -301,7 +301,7 @@ func TestOverlay(t *testing.T) {
 		m := runtime.Mount{Type: "overlay", Source: "overlay", Options: []string{"nodev", "lowerdir=" + strings.Join(lower, ":"), "upperdir=" + upper, "workdir=" + work}}
 		for _, old := range []bool{false, true} {
 			oldOverlay.Store(old)
-			fd, err := detached(m)
+			fd, err := (&builder{}).detached(m)
 			oldOverlay.Store(false)
 			if err != nil {
 				t.Errorf("%d layers, old %t: %v", n, old, err)
@@ -324,7 +324,7 @@ func TestOverlay(t *testing.T) {
 			_ = dir.Close()
 		}
 	}
-	_, err := detached(runtime.Mount{Type: "overlay", Source: "overlay", Options: []string{"lowerdir=" + b.Lower, "upperdir=/not/there", "workdir=/neither"}})
+	_, err := (&builder{}).detached(runtime.Mount{Type: "overlay", Source: "overlay", Options: []string{"lowerdir=" + b.Lower, "upperdir=/not/there", "workdir=/neither"}})
 	if err == nil {
 		t.Error("mounted what is not there")
 	}
