@@ -19,20 +19,24 @@ import (
 
 // container is a container that was created.
 type container struct {
-	id     string
-	self   identity
-	group  *cgroup.Group
-	init   *proc
-	ids    *idmap
-	enters uint64 // the namespaces that whoever is added joins, as flags of setns
-	filter []unix.SockFilter
-	flags  uint32
-	warn   func(string, ...any)
+	id      string
+	self    identity
+	group   *cgroup.Group
+	init    *proc
+	ids     *idmap
+	enters  uint64 // the namespaces that whoever is added joins, as flags of setns
+	filter  []unix.SockFilter
+	flags   uint32
+	warn    func(string, ...any)
+	hooks   *specs.Hooks // nil: none
+	state   specs.State  // what they are told, without what changes
+	process *process     // whom startContainer hooks run as
 
-	mu     sync.Mutex
-	root   int // the root filesystem's topmost mount: how the container's files are read
-	devpts int // its devpts, if it has one of its own: where terminals are opened
-	paused bool
+	mu      sync.Mutex
+	created bool // its hooks ran, and those for its end will
+	root    int  // the root filesystem's topmost mount: how the container's files are read
+	devpts  int  // its devpts, if it has one of its own: where terminals are opened
+	paused  bool
 }
 
 func (c *container) Init() runtime.Process { return c.init }
@@ -49,6 +53,11 @@ func (c *container) release() {
 		_ = c.group.Remove(ctx)
 	}
 	c.letGo()
+	if c.hooks != nil {
+		ctx, cancel := context.WithTimeoutCause(context.Background(), 10*time.Second, errors.New("it takes too long"))
+		defer cancel()
+		c.poststop(ctx)
+	}
 }
 
 func (c *container) letGo() {
@@ -149,6 +158,7 @@ func (c *container) Delete(ctx context.Context) error {
 		return fmt.Errorf("delete container: %w", err)
 	}
 	c.letGo()
+	c.poststop(ctx)
 	return nil
 }
 

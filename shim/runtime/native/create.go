@@ -35,6 +35,10 @@ func (r *Runtime) create(ctx context.Context, cfg *runtime.Config) (_ *container
 	}
 	p.ids = ns.ids
 	c := &container{id: cfg.ID, self: self, ids: ns.ids, enters: ns.entered(), filter: p.filter, flags: p.flags, warn: b.warn, devpts: -1, root: -1}
+	c.watch(cfg.Spec, cfg.Bundle, p)
+	if c.hooks != nil {
+		b.creating = c.creating
+	}
 	defer func() { //nolint:contextcheck // what was begun is undone although the caller has gone
 		if err != nil {
 			c.release()
@@ -97,6 +101,9 @@ func (b *builder) namespaces(cfg *runtime.Config) (*namespaces, error) {
 	}
 	if b.ids = ns.ids; b.ids != nil && !ns.newNet {
 		b.sysfs = sysfsOf(ns.net)
+	}
+	if b.stage, err = stage(cfg.Spec, cfg.Bundle); err != nil {
+		return nil, err
 	}
 	return ns, ns.sysctls(cfg.Spec.Linux.Sysctl)
 }
@@ -222,6 +229,10 @@ func (b *builder) filesystems(cfg *runtime.Config) error {
 // finish writes the second half of the program, and closes the root filesystem for writing if it is read-only.
 func (b *builder) finish(cfg *runtime.Config, ns *namespaces, p *process, self identity) (err error) {
 	s := cfg.Spec
+	if b.creating != nil { // before the host's /dev is covered for the masks
+		b.say("wait for hooks")
+		b.ask(asksHooks, b.creating)
+	}
 	b.sysctl(s.Linux.Sysctl)
 	if err := b.mask(s.Linux.MaskedPaths); err != nil {
 		return err

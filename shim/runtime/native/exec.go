@@ -198,6 +198,9 @@ func execTerminal(root, devpts int, p *process, open *files) (*os.File, error) {
 
 // start lets the child execute and says why it could not.
 func (p *proc) start(ctx context.Context) error {
+	if err := p.beginning(ctx); err != nil {
+		return fmt.Errorf("start process: %w", err)
+	}
 	if err := p.control.proceed(); err != nil {
 		if errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) {
 			return fmt.Errorf("start process: it was killed before: %w", errdefs.ErrFailedPrecondition)
@@ -207,7 +210,11 @@ func (p *proc) start(ctx context.Context) error {
 	rec, _, err := p.control.next(ctx)
 	switch {
 	case errors.Is(err, io.EOF):
-		return nil // executed, which closes the child's end
+		// Executed, which closes the child's end.
+		if err := p.begun(ctx); err != nil {
+			return fmt.Errorf("start process: %w", err)
+		}
+		return nil
 	case err != nil:
 		return fmt.Errorf("start process: %w", err)
 	case rec.index < 0 || rec.index >= int64(len(p.program.ops)) || p.program.ops[rec.index].kind != kindExec:

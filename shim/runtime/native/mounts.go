@@ -1,6 +1,7 @@
 package native
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -30,6 +31,9 @@ type builder struct {
 	ids    *idmap
 	sysfs  func(kind, source string, o options) (int, error) // if the child cannot mount it; else nil
 	proc   bool
+	stage  string // where the root filesystem is mounted before it becomes the root; "": over the host's
+	// creating runs hooks before it does; nil: there are none.
+	creating func(context.Context, child) error
 }
 
 // fsContext makes a detached mount of a new filesystem.

@@ -239,6 +239,12 @@ func (b *builder) enterRoot() {
 	b.say("open host's root")
 	b.add(unix.SYS_OPENAT, at, b.str("/"), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0).into(regRoot)
 	b.say("mount root filesystem")
+	if b.stage != "" {
+		b.add(unix.SYS_OPENAT, at, b.str(b.stage), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0).into(regScratch)
+		b.add(unix.SYS_MOVE_MOUNT, uintptr(b.root), b.str(""), regScratch, b.str(""), unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH).ref(2)
+		b.add(unix.SYS_CLOSE, regScratch).ref(0)
+		return
+	}
 	b.add(unix.SYS_MOVE_MOUNT, uintptr(b.root), b.str(""), regRoot, b.str(""), unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH).ref(2)
 }
 

@@ -34,7 +34,7 @@ func supported(c *runtime.Config) error {
 	field := ""
 	l := s.Linux
 	for name, asked := range map[string]bool{
-		"hooks": s.Hooks != nil && hooked(s.Hooks), "solaris": s.Solaris != nil, "windows": s.Windows != nil, "vm": s.VM != nil,
+		"solaris": s.Solaris != nil, "windows": s.Windows != nil, "vm": s.VM != nil,
 		"zos": s.ZOS != nil, "freebsd": s.FreeBSD != nil,
 		"linux.netDevices": len(l.NetDevices) > 0, "linux.mountLabel": l.MountLabel != "", "linux.intelRdt": l.IntelRdt != nil,
 		"linux.memoryPolicy": l.MemoryPolicy != nil,
@@ -58,12 +58,10 @@ func supported(c *runtime.Config) error {
 	if _, ok := rootPropagation[l.RootfsPropagation]; !ok {
 		return invalid("linux.rootfsPropagation %q is unknown", l.RootfsPropagation)
 	}
+	if err := supportedHooks(s); err != nil {
+		return err
+	}
 	return supportedProcess(s.Process)
-}
-
-func hooked(h *specs.Hooks) bool {
-	//nolint:staticcheck // prestart is deprecated, and still would be ignored
-	return len(h.Prestart)+len(h.CreateRuntime)+len(h.CreateContainer)+len(h.StartContainer)+len(h.Poststart)+len(h.Poststop) > 0
 }
 
 func supportedProcess(p *specs.Process) error {

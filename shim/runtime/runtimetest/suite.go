@@ -409,7 +409,6 @@ func elfWithInterpreter(name string) string {
 
 func refused(b *Box) {
 	for want, change := range map[string]func(*specs.Spec){
-		"hooks": func(s *specs.Spec) { s.Hooks = &specs.Hooks{Poststop: []specs.Hook{{Path: "/bin/true"}}} },
 		"two of type pid": func(s *specs.Spec) {
 			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: "pid"})
 		},
