@@ -206,6 +206,9 @@ func (c *container) hookOutput(ctx context.Context, k hookKind, h specs.Hook, p 
 	}
 	defer first.destroy()
 	rec, _, err := ctl.next(ctx)
+	if err != nil && unix.PidfdSendSignal(first.pidfd, 0, nil, 0) == nil {
+		_ = unix.Kill(-first.pid, unix.SIGKILL) // with what it has started: the group is theirs as long as first lives
+	}
 	buf := make([]byte, 512)
 	n, _ := unix.Pread(out, buf, 0)
 	said := string(buf[:max(n, 0)])
@@ -253,6 +256,8 @@ func (c *container) spawnHook(b *program, k hookKind, h specs.Hook, as *process,
 		b.say("change to %s", c.state.Bundle)
 		b.add(unix.SYS_CHDIR, b.str(c.state.Bundle))
 	}
+	b.say("make session")
+	b.add(unix.SYS_SETSID)
 	b.say("fork")
 	b.add(unix.SYS_CLONE, uintptr(unix.SIGCHLD), 0, 0, 0, 0).into(regFork)
 	b.addKind(kindZero, regFork).ref(0)

@@ -200,11 +200,12 @@ func failingHooks(b *Box) {
 	}
 	second := 1
 	began := time.Now()
-	slow := shell("sleep 100")
+	slow := shell("sleep 98765 & sleep 98765; true")
 	slow.Timeout = &second
 	if err := one(slow); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "longer than the 1 s") || time.Since(began) > 20*time.Second {
 		b.T.Errorf("a slow hook: %v after %v", err, time.Since(began))
 	}
+	Poll(b.T, "what a slow hook started is ended", func() bool { return !running("sleep 98765") }, func() string { return "it runs" })
 	if err := one(specs.Hook{Path: "/not/there"}); !errors.Is(err, unix.ENOENT) {
 		b.T.Errorf("a hook that is not there: %v", err)
 	}
@@ -243,4 +244,16 @@ func hooksInside(b *Box) {
 	c := b.Sh("true")
 	c.Spec.Hooks = &specs.Hooks{CreateContainer: []specs.Hook{{Path: "/bin/true"}}}
 	b.refuses("root.path", c)
+}
+
+// running reports whether a process of this machine has this command line.
+func running(command string) bool {
+	want := strings.ReplaceAll(command, " ", "\x00") + "\x00"
+	all, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, f := range all {
+		if raw, err := os.ReadFile(f); err == nil && string(raw) == want {
+			return true
+		}
+	}
+	return false
 }
