@@ -19,18 +19,20 @@ import (
 
 // container is a container that was created.
 type container struct {
-	id      string
-	self    identity
-	group   *cgroup.Group
-	init    *proc
-	ids     *idmap
-	enters  uint64 // the namespaces that whoever is added joins, as flags of setns
-	filter  []unix.SockFilter
-	flags   uint32
-	warn    func(string, ...any)
-	hooks   *specs.Hooks // nil: none
-	state   specs.State  // what they are told, without what changes
-	process *process     // whom startContainer hooks run as
+	id       string
+	self     identity
+	group    *cgroup.Group
+	init     *proc
+	ids      *idmap
+	enters   uint64 // the namespaces that whoever is added joins, as flags of setns
+	filter   []unix.SockFilter
+	flags    uint32
+	warn     func(string, ...any)
+	traits   []trait      // of every process
+	affinity affinity     // of those that are added, if they do not say otherwise
+	hooks    *specs.Hooks // nil: none
+	state    specs.State  // what they are told, without what changes
+	process  *process     // whom startContainer hooks run as
 
 	mu      sync.Mutex
 	created bool // its hooks ran, and those for its end will

@@ -25,17 +25,10 @@ func (r *Runtime) create(ctx context.Context, cfg *runtime.Config) (_ *container
 	if err != nil {
 		return nil, err
 	}
-	self := r.self
-	if ns.ids != nil {
-		self = self.inUser()
-	}
-	p, err := self.prepare(cfg.Spec.Process, cfg.Seccomp, cfg.Spec.Linux.Seccomp, b.warn)
+	c, p, err := r.container(cfg, ns, b.warn)
 	if err != nil {
 		return nil, err
 	}
-	p.ids = ns.ids
-	c := &container{id: cfg.ID, self: self, ids: ns.ids, enters: ns.entered(), filter: p.filter, flags: p.flags, warn: b.warn, devpts: -1, root: -1}
-	c.watch(cfg.Spec, cfg.Bundle, p)
 	if c.hooks != nil {
 		b.creating = c.creating
 	}
@@ -68,7 +61,7 @@ func (r *Runtime) create(ctx context.Context, cfg *runtime.Config) (_ *container
 	}
 	defer entrance.Close()
 	var term *os.File
-	if err = ns.ids.as(func() (err error) { term, err = b.write(cfg, ns, p, self, entrance); return err }); err != nil {
+	if err = ns.ids.as(func() (err error) { term, err = b.write(cfg, ns, p, c.self, entrance); return err }); err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -88,6 +81,28 @@ func (r *Runtime) create(ctx context.Context, cfg *runtime.Config) (_ *container
 	c.init.command = cfg.Spec.Process.Args[0]
 	c.init.paths, c.init.cwd = p.paths, cfg.Spec.Process.Cwd
 	return c, nil
+}
+
+// container is what is known of it, and of its first process, before anything is made.
+func (r *Runtime) container(cfg *runtime.Config, ns *namespaces, warn func(string, ...any)) (*container, *process, error) {
+	c := &container{id: cfg.ID, self: r.self, ids: ns.ids, enters: ns.entered(), warn: warn, devpts: -1, root: -1}
+	if ns.ids != nil {
+		c.self = r.self.inUser()
+	}
+	p, err := c.self.prepare(cfg.Spec.Process, cfg.Seccomp, cfg.Spec.Linux.Seccomp, warn)
+	if err != nil {
+		return nil, nil, err
+	}
+	if c.traits, err = linuxTraits(cfg.Spec.Linux); err != nil {
+		return nil, nil, err
+	}
+	if c.affinity, err = readAffinity(cfg.Spec.Process.ExecCPUAffinity); err != nil {
+		return nil, nil, err
+	}
+	p.ids, p.traits = ns.ids, append(p.traits, c.traits...)
+	c.filter, c.flags = p.filter, p.flags
+	c.watch(cfg.Spec, cfg.Bundle, p)
+	return c, p, nil
 }
 
 // namespaces reads what config.json says about them, and what that means for the rest.

@@ -40,7 +40,13 @@ func (c *container) exec(ctx context.Context, x *runtime.Exec) (_ *proc, err err
 	if err != nil {
 		return nil, err
 	}
-	p.filter, p.flags, p.ids = c.filter, c.flags, c.ids
+	p.filter, p.flags, p.ids, p.traits = c.filter, c.flags, c.ids, append(p.traits, c.traits...)
+	where := c.affinity
+	if x.Spec.ExecCPUAffinity != nil {
+		if where, err = readAffinity(x.Spec.ExecCPUAffinity); err != nil {
+			return nil, err
+		}
+	}
 	if p.user, err = lookup(x.User, x.Spec.User, func(name string) ([]byte, error) { return readInside(root, name) }); err != nil {
 		return nil, err
 	}
@@ -67,7 +73,7 @@ func (c *container) exec(ctx context.Context, x *runtime.Exec) (_ *proc, err err
 	if err == nil {
 		p.control = theirs
 		var made *proc
-		if made, err = c.execIn(ctx, p, control, term, &open); err == nil {
+		if made, err = c.execIn(ctx, p, where, control, term, &open); err == nil {
 			return made, nil
 		}
 		control.close()
@@ -107,7 +113,7 @@ func (c *container) handles(open *files) (root, devpts int, err error) {
 
 // execIn writes the program: into the cgroup, out of everything of the host's, into the namespaces,
 // and only then a process that the container can see.
-func (c *container) execIn(ctx context.Context, p *process, ctl *control, term *os.File, open *files) (*proc, error) {
+func (c *container) execIn(ctx context.Context, p *process, where affinity, ctl *control, term *os.File, open *files) (*proc, error) {
 	b := &program{controlFD: p.control}
 	b.reserve(execSteps)
 	defer b.closeControl()
@@ -124,7 +130,9 @@ func (c *container) execIn(ctx context.Context, p *process, ctl *control, term *
 	if err := b.oomScore(p.spec.OOMScoreAdj, c.warn); err != nil {
 		return nil, err
 	}
+	b.prelude = where.before()
 	b.enter(entrance)
+	where.settle(b)
 	b.arrange(p, pidfd)
 	b.say("join the container's namespaces")
 	b.now.class = errdefs.ErrFailedPrecondition // the container has just ended

@@ -191,6 +191,15 @@ func (b *builder) mount(m specs.Mount) error {
 	if o.bind {
 		kind = "bind"
 	}
+	if o.copyUp && kind != "tmpfs" {
+		return fmt.Errorf("option tmpcopyup is for a tmpfs, not for a %s: %w", kind, errdefs.ErrInvalidArgument)
+	}
+	if o.remount {
+		return b.remount(m, o)
+	}
+	if kind != "bind" { // nothing is below a new filesystem
+		o.set = o.set&^o.clearAll | o.setAll
+	}
 	b.say("mount %s at %s", kindName(kind, m.Source), m.Destination)
 	switch kind {
 	case "bind":
@@ -231,6 +240,11 @@ func (b *builder) mount(m specs.Mount) error {
 			return err
 		}
 	}
+	if o.copyUp {
+		if err := b.copyUp(m.Destination, fd, o); err != nil {
+			return err
+		}
+	}
 	if kind == "devpts" && b.ids != nil {
 		if err := b.ids.give(fd); err != nil {
 			return err
@@ -240,6 +254,32 @@ func (b *builder) mount(m specs.Mount) error {
 		b.devpts = fd
 	}
 	return b.put(fd, p.path, o)
+}
+
+// remount has the child change the attributes of what is mounted somewhere by then.
+func (b *builder) remount(m specs.Mount, o options) error {
+	if len(o.data) > 0 {
+		return fmt.Errorf("option %q: to remount a filesystem with other options than those of the mount is not supported: %w", o.data[0], errdefs.ErrNotImplemented)
+	}
+	dest := path.Clean(m.Destination)
+	if _, ok := b.mounted(dest); !ok {
+		return fmt.Errorf("option remount: nothing is mounted there: %w", errdefs.ErrInvalidArgument)
+	}
+	if dest == "/proc" && o.set&unix.MOUNT_ATTR_RDONLY != 0 {
+		b.proc = false // sysctls are written through another
+	}
+	b.say("remount %s", dest)
+	b.inside(uintptr(b.root), false, relative("", dest), unix.O_PATH, regScratch)
+	for _, x := range []struct {
+		set, clear uint64
+		flags      uintptr
+	}{{o.setAll, o.clearAll, unix.AT_EMPTY_PATH | unix.AT_RECURSIVE}, {o.set, o.clear, unix.AT_EMPTY_PATH}} {
+		if a := attr(x.set, x.clear); *a != (unix.MountAttr{}) {
+			b.add(unix.SYS_MOUNT_SETATTR, regScratch, b.str(""), x.flags, hold(&b.program, a), unsafe.Sizeof(*a)).ref(0)
+		}
+	}
+	b.add(unix.SYS_CLOSE, regScratch).ref(0)
+	return nil
 }
 
 func kindName(kind, source string) string {
@@ -330,7 +370,7 @@ func (b *builder) mountLater(kind string, m specs.Mount, o options) error {
 		return err
 	}
 	reg := uintptr(regFree)
-	if kind == "proc" && !b.proc {
+	if kind == "proc" && !b.proc && o.set&unix.MOUNT_ATTR_RDONLY == 0 {
 		b.proc, reg = true, regProc
 	}
 	b.newMount(kind, o, reg)

@@ -16,6 +16,8 @@ type options struct {
 	propagation    uint64
 	propagationAll bool
 	bind, rbind    bool
+	copyUp         bool // a tmpfs begins with what it covers
+	remount        bool // what is mounted there is changed
 	mapped, mapAll bool // ids are mapped: of this mount, of those below it too
 	ids            *idmap
 	data           []string // for the filesystem
@@ -44,7 +46,10 @@ var propagations = map[string]uint64{
 }
 
 // superblock are options that fsconfig(2) takes as flags for every filesystem.
-var superblock = map[string]string{"sync": "sync", "dirsync": "dirsync", "lazytime": "lazytime", "async": "", "nolazytime": "", "defaults": ""}
+var superblock = map[string]string{
+	"sync": "sync", "dirsync": "dirsync", "lazytime": "lazytime", "mand": "mand",
+	"async": "", "nolazytime": "", "nomand": "", "noiversion": "", "defaults": "", "silent": "", "loud": "",
+}
 
 // parseOptions sorts options. Of two that contradict each other the later wins.
 func parseOptions(list []string) (options, error) {
@@ -78,7 +83,11 @@ func parseOptions(list []string) (options, error) {
 		case "ridmap":
 			o.mapped, o.mapAll = true, true
 		case "tmpcopyup":
-			return o, fmt.Errorf("option %q is not supported: %w", word, errdefs.ErrNotImplemented)
+			o.copyUp = true
+		case "remount":
+			o.remount = true
+		case "iversion":
+			return o, fmt.Errorf("option %q is not supported: filesystems that count versions do so by themselves: %w", word, errdefs.ErrNotImplemented)
 		case "":
 		default:
 			if flag, ok := superblock[word]; !ok {

@@ -33,6 +33,7 @@ type process struct {
 	paths   []string
 	env     []string
 	limits  []limit
+	traits  []trait
 }
 
 type limit struct {
@@ -235,6 +236,9 @@ func (b *program) arrange(p *process, extra int) {
 // confine has the child become what the process is: its directory, limits, user, capabilities and
 // filter, in an order in which each can still be done.
 func (b *program) confine(p *process, id identity) {
+	for _, t := range p.traits {
+		t(b)
+	}
 	b.workdir(p.spec.Cwd)
 	umask := uintptr(0o022)
 	if p.spec.User.Umask != nil {
@@ -413,6 +417,9 @@ func (id identity) prepare(spec *specs.Process, compiled []byte, profile *specs.
 		return nil, err
 	}
 	if p.limits, err = id.rlimits(spec.Rlimits, warn); err != nil {
+		return nil, err
+	}
+	if p.traits, err = processTraits(spec); err != nil {
 		return nil, err
 	}
 	if p.filter, p.flags, err = filterOf(compiled, profile); err != nil {

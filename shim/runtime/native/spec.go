@@ -37,8 +37,6 @@ func supported(c *runtime.Config) error {
 		"solaris": s.Solaris != nil, "windows": s.Windows != nil, "vm": s.VM != nil,
 		"zos": s.ZOS != nil, "freebsd": s.FreeBSD != nil,
 		"linux.netDevices": len(l.NetDevices) > 0, "linux.mountLabel": l.MountLabel != "", "linux.intelRdt": l.IntelRdt != nil,
-		"linux.memoryPolicy": l.MemoryPolicy != nil,
-		"linux.personality":  l.Personality != nil && (l.Personality.Domain != specs.PerLinux || len(l.Personality.Flags) > 0),
 	} {
 		if asked && (field == "" || name < field) {
 			field = name
@@ -71,12 +69,6 @@ func supportedProcess(p *specs.Process) error {
 		field = "process.apparmorProfile"
 	case p.SelinuxLabel != "":
 		field = "process.selinuxLabel"
-	case p.Scheduler != nil:
-		field = "process.scheduler"
-	case p.IOPriority != nil:
-		field = "process.ioPriority"
-	case p.ExecCPUAffinity != nil:
-		field = "process.execCPUAffinity"
 	case p.CommandLine != "":
 		field = "process.commandLine"
 	}

@@ -44,7 +44,7 @@ const busybox = "/bin/busybox"
 var applets = []string{
 	"sh", "cat", "ls", "id", "env", "sleep", "true", "false", "echo", "pwd", "hostname", "mount", "umount", "stat", "touch", "mkdir", "rm", "ln", "mknod",
 	"kill", "ps", "grep", "readlink", "tty", "stty", "test", "head", "tail", "dd", "chown", "chmod", "ulimit", "trap", "wc", "cut", "dmesg", "od", "seq", "top",
-	"ip", "ifconfig", "nc", "sort", "tr", "awk", "sed", "find", "date", "unshare", "cp", "mv", "chroot", "setsid", "basename", "printf", "tee", "uname", "nproc", "xargs", "sync", "df", "realpath", "yes", "usleep",
+	"ip", "ifconfig", "nc", "sort", "tr", "awk", "sed", "find", "date", "unshare", "cp", "mv", "chroot", "setsid", "basename", "printf", "tee", "uname", "nproc", "xargs", "sync", "ionice", "df", "realpath", "yes", "usleep",
 }
 
 // New makes a box with a busybox image.

@@ -416,8 +416,6 @@ func refused(b *Box) {
 		"linux.mountLabel":                func(s *specs.Spec) { s.Linux.MountLabel = "x" },
 		"process.apparmorProfile":         func(s *specs.Spec) { s.Process.ApparmorProfile = "x" },
 		"process.selinuxLabel":            func(s *specs.Spec) { s.Process.SelinuxLabel = "x" },
-		"process.scheduler":               func(s *specs.Spec) { s.Process.Scheduler = &specs.Scheduler{} },
-		"process.ioPriority":              func(s *specs.Spec) { s.Process.IOPriority = &specs.LinuxIOPriority{} },
 		"linux.resources.blockIO":         func(s *specs.Spec) { s.Linux.Resources.BlockIO = &specs.LinuxBlockIO{} },
 		"linux.rootfsPropagation \"odd\"": func(s *specs.Spec) { s.Linux.RootfsPropagation = "odd" },
 		"capability \"CAP_FLY\"":          func(s *specs.Spec) { s.Process.Capabilities.Effective = []string{"CAP_FLY"} },
