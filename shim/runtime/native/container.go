@@ -27,6 +27,7 @@ type container struct {
 	enters   uint64 // the namespaces that whoever is added joins, as flags of setns
 	filter   []unix.SockFilter
 	flags    uint32
+	listen   *listening
 	warn     func(string, ...any)
 	traits   []trait      // of every process
 	affinity affinity     // of those that are added, if they do not say otherwise

@@ -10,6 +10,7 @@ import (
 	"unsafe"
 
 	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/gantryd/gantry/internal/cgroup"
@@ -100,8 +101,12 @@ func (r *Runtime) container(cfg *runtime.Config, ns *namespaces, warn func(strin
 		return nil, nil, err
 	}
 	p.ids, p.traits = ns.ids, append(p.traits, c.traits...)
-	c.filter, c.flags = p.filter, p.flags
+	c.filter, c.flags, c.listen = p.filter, p.flags, p.listen
 	c.watch(cfg.Spec, cfg.Bundle, p)
+	if cfg.Init && p.listen != nil {
+		return nil, nil, fmt.Errorf("linux.seccomp: a listener (%s) together with an init is not supported: %w", specs.ActNotify, errdefs.ErrNotImplemented)
+	}
+	c.hear(p, specs.StateCreating)
 	return c, p, nil
 }
 

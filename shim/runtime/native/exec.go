@@ -12,6 +12,7 @@ import (
 	"strconv"
 
 	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/gantryd/gantry/shim/runtime"
@@ -41,6 +42,8 @@ func (c *container) exec(ctx context.Context, x *runtime.Exec) (_ *proc, err err
 		return nil, err
 	}
 	p.filter, p.flags, p.ids, p.traits = c.filter, c.flags, c.ids, append(p.traits, c.traits...)
+	p.listen = c.listen
+	c.hear(p, specs.StateRunning)
 	where := c.affinity
 	if x.Spec.ExecCPUAffinity != nil {
 		if where, err = readAffinity(x.Spec.ExecCPUAffinity); err != nil {

@@ -198,6 +198,7 @@ func (c *container) hookOutput(ctx context.Context, k hookKind, h specs.Hook, p 
 	as := process{init: -1}
 	if k.as != nil {
 		as = *k.as
+		as.heard = nil // calls that would be told are not there for it
 	}
 	as.stdio, as.control = [3]int{in, out, out}, theirs
 	first, err := c.spawnHook(b, k, h, &as, p, &open)

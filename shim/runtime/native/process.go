@@ -1,6 +1,7 @@
 package native
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -34,6 +35,8 @@ type process struct {
 	env     []string
 	limits  []limit
 	traits  []trait
+	listen  *listening // of the filter; nil: no call is told
+	heard   func(context.Context, child) error
 }
 
 type limit struct {
@@ -93,9 +96,6 @@ func filterOf(compiled []byte, profile *specs.LinuxSeccomp) ([]unix.SockFilter, 
 	f, err := seccomp.Translate(profile)
 	if err != nil {
 		return nil, 0, err
-	}
-	if f.Notify || profile.ListenerPath != "" {
-		return nil, 0, fmt.Errorf("linux.seccomp: a listener (SCMP_ACT_NOTIFY) is not supported: %w", errdefs.ErrNotImplemented)
 	}
 	return f.Program, f.Flags, nil
 }
@@ -307,7 +307,16 @@ func (b *program) load(p *process) {
 	}
 	b.say("load seccomp filter")
 	prog := &unix.SockFprog{Len: uint16(len(p.filter)), Filter: &p.filter[0]}
-	b.add(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, uintptr(p.flags), hold(b, prog))
+	flags := p.flags
+	if p.heard != nil {
+		flags |= unix.SECCOMP_FILTER_FLAG_NEW_LISTENER
+	} else {
+		flags &^= unix.SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV // there is nothing to receive
+	}
+	b.add(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, uintptr(flags), hold(b, prog))
+	if p.heard != nil {
+		b.tell(tellsListener, p.heard)
+	}
 }
 
 // workdir has the child go to its directory, which may be reached through links of the container's but
@@ -423,6 +432,9 @@ func (id identity) prepare(spec *specs.Process, compiled []byte, profile *specs.
 		return nil, err
 	}
 	if p.filter, p.flags, err = filterOf(compiled, profile); err != nil {
+		return nil, err
+	}
+	if p.listen, err = listener(p.filter, profile); err != nil {
 		return nil, err
 	}
 	return p, nil
