@@ -133,6 +133,7 @@ func (c *container) execIn(ctx context.Context, p *process, where affinity, ctl 
 	if err := b.oomScore(p.spec.OOMScoreAdj, c.warn); err != nil {
 		return nil, err
 	}
+	b.labels(p.spec)
 	b.prelude = where.before()
 	b.enter(entrance)
 	where.settle(b)

@@ -40,7 +40,7 @@ func (b *builder) mask(paths []string) error {
 	b.say("make empty directory")
 	empty, err := fsContext("tmpfs", "tmpfs", options{
 		set:  unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC,
-		data: []string{"nr_blocks=1", "nr_inodes=1", "mode=555"},
+		data: b.labeled("tmpfs", []string{"nr_blocks=1", "nr_inodes=1", "mode=555"}),
 	})
 	if err != nil {
 		return fmt.Errorf("mask: %w", err)

@@ -236,6 +236,9 @@ func (c *container) spawnHook(b *program, k hookKind, h specs.Hook, as *process,
 			return child{}, err
 		}
 		defer e.Close()
+		if k.as != nil {
+			b.labels(as.spec)
+		}
 		b.enter(e)
 		if e.Dir != nil {
 			dir = int(e.Dir.Fd())

@@ -29,6 +29,7 @@ type builder struct {
 	root   int // the root filesystem, detached
 	devpts int // the container's own devpts; -1: none that we made
 	ids    *idmap
+	label  string                                            // of new filesystems, for SELinux
 	sysfs  func(kind, source string, o options) (int, error) // if the child cannot mount it; else nil
 	proc   bool
 	stage  string // where the root filesystem is mounted before it becomes the root; "": over the host's
@@ -217,6 +218,11 @@ func (b *builder) mount(m specs.Mount) error {
 	case "":
 		return fmt.Errorf("no type: %w", errdefs.ErrInvalidArgument)
 	}
+	return b.mountNew(kind, m, o)
+}
+
+// mountNew mounts a filesystem that the parent can make.
+func (b *builder) mountNew(kind string, m specs.Mount, o options) error {
 	p, err := b.target(m.Destination, true)
 	if err != nil {
 		return err
@@ -225,7 +231,7 @@ func (b *builder) mount(m specs.Mount) error {
 	if source == "" {
 		source = kind
 	}
-	o.data = b.mapped(kind, o.data)
+	o.data = b.labeled(kind, b.mapped(kind, o.data))
 	newMount := fsContext
 	if kind == "sysfs" {
 		newMount = b.sysfs
@@ -414,7 +420,7 @@ func (b *builder) mountCgroup(m specs.Mount, o options) error {
 		}
 		return b.put(b.open.add(fd), p.path, o)
 	}
-	top, err := fsContext("tmpfs", "cgroup", options{set: o.set &^ unix.MOUNT_ATTR_RDONLY, data: []string{"mode=755", "size=64k"}})
+	top, err := fsContext("tmpfs", "cgroup", options{set: o.set &^ unix.MOUNT_ATTR_RDONLY, data: b.labeled("tmpfs", []string{"mode=755", "size=64k"})})
 	if err != nil {
 		return err
 	}

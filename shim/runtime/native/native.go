@@ -17,7 +17,7 @@
 //	tree.go       paths in what is not yet mounted     rootfs.go mounts.go options.go dev.go hide.go  filesystems
 //	namespaces.go userns.go overlay_mapped.go  what it is in, and whose ids it has     await.go  what the child says
 //	traits.go copyup.go  how it is scheduled, what a tmpfs begins with
-//	notify.go     whom calls are told to
+//	labels.go notify.go  AppArmor and SELinux; whom calls are told to
 //	hooks.go      programs at moments of its life
 //	spec.go user.go caps.go process.go  who it runs as, and with what    container.go exec.go  afterwards
 //	terminal.go   terminals     seal.go init.go  the shim's executable, the small init

@@ -99,7 +99,7 @@ func (m *mapper) layers(data []string) (string, error) {
 		}
 	}
 	if upper == "" {
-		return strings.Join(out, ","), nil
+		return joined(out), nil
 	}
 	// They must be on one mount.
 	top := commonDir([]string{"upperdir=" + upper, "workdir=" + work})
@@ -111,7 +111,7 @@ func (m *mapper) layers(data []string) (string, error) {
 		return "", err
 	}
 	out = append(out, "upperdir="+filepath.Join(name, upper[len(top):]), "workdir="+filepath.Join(name, work[len(top):]))
-	return strings.Join(out, ","), nil
+	return joined(out), nil
 }
 
 func (m *mapper) mount(dir string) (string, error) {

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	goruntime "runtime"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"unsafe"
@@ -65,6 +66,9 @@ func (b *builder) detached(m runtime.Mount) (int, error) {
 	}
 	if o.mapped && b.ids == nil {
 		return -1, fmt.Errorf("option idmap: the container has no user namespace: %w", errdefs.ErrInvalidArgument)
+	}
+	if m.Type == "overlay" && !o.bind {
+		o.data = b.labeled(m.Type, o.data)
 	}
 	if o.mapped && m.Type == "overlay" && !o.bind {
 		return overlayMapped(m.Source, o, b.ids)
@@ -173,7 +177,7 @@ func overlayHere(source string, o options) (int, error) {
 	if err := ownMounts(); err != nil {
 		return -1, err
 	}
-	data := strings.Join(o.data, ",")
+	data := joined(o.data)
 	if dir := commonDir(o.data); len(data) >= os.Getpagesize() && dir != "" {
 		if err := unix.Chdir(dir); err != nil {
 			return -1, err
@@ -196,6 +200,17 @@ func overlayHere(source string, o options) (int, error) {
 		return -1, err
 	}
 	return fd, nil
+}
+
+// joined is data as mount(2) has it, where a label, which has commas, is quoted.
+func joined(data []string) string {
+	out := slices.Clone(data)
+	for i, d := range out {
+		if key, value, ok := strings.Cut(d, "="); ok && strings.HasSuffix(key, "context") && !strings.HasPrefix(value, `"`) {
+			out[i] = key + `="` + value + `"`
+		}
+	}
+	return strings.Join(out, ",")
 }
 
 // commonDir is the directory that all layers of an overlay lie below.

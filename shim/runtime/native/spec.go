@@ -36,7 +36,7 @@ func supported(c *runtime.Config) error {
 	for name, asked := range map[string]bool{
 		"solaris": s.Solaris != nil, "windows": s.Windows != nil, "vm": s.VM != nil,
 		"zos": s.ZOS != nil, "freebsd": s.FreeBSD != nil,
-		"linux.netDevices": len(l.NetDevices) > 0, "linux.mountLabel": l.MountLabel != "", "linux.intelRdt": l.IntelRdt != nil,
+		"linux.netDevices": len(l.NetDevices) > 0, "linux.intelRdt": l.IntelRdt != nil,
 	} {
 		if asked && (field == "" || name < field) {
 			field = name
@@ -56,6 +56,9 @@ func supported(c *runtime.Config) error {
 	if _, ok := rootPropagation[l.RootfsPropagation]; !ok {
 		return invalid("linux.rootfsPropagation %q is unknown", l.RootfsPropagation)
 	}
+	if err := supportedMountLabel(l); err != nil {
+		return err
+	}
 	if err := supportedHooks(s); err != nil {
 		return err
 	}
@@ -63,17 +66,11 @@ func supported(c *runtime.Config) error {
 }
 
 func supportedProcess(p *specs.Process) error {
-	field := ""
-	switch {
-	case p.ApparmorProfile != "":
-		field = "process.apparmorProfile"
-	case p.SelinuxLabel != "":
-		field = "process.selinuxLabel"
-	case p.CommandLine != "":
-		field = "process.commandLine"
+	if p.CommandLine != "" {
+		return fmt.Errorf("process.commandLine is not supported: %w", errdefs.ErrNotImplemented)
 	}
-	if field != "" {
-		return fmt.Errorf("%s is not supported: %w", field, errdefs.ErrNotImplemented)
+	if err := supportedLabels(p); err != nil {
+		return err
 	}
 	if len(p.Args) == 0 || p.Args[0] == "" {
 		return invalid("process.args names no command")

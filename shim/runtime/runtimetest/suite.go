@@ -413,9 +413,6 @@ func refused(b *Box) {
 			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: "pid"})
 		},
 		"linux.intelRdt":                  func(s *specs.Spec) { s.Linux.IntelRdt = &specs.LinuxIntelRdt{} },
-		"linux.mountLabel":                func(s *specs.Spec) { s.Linux.MountLabel = "x" },
-		"process.apparmorProfile":         func(s *specs.Spec) { s.Process.ApparmorProfile = "x" },
-		"process.selinuxLabel":            func(s *specs.Spec) { s.Process.SelinuxLabel = "x" },
 		"linux.resources.blockIO":         func(s *specs.Spec) { s.Linux.Resources.BlockIO = &specs.LinuxBlockIO{} },
 		"linux.rootfsPropagation \"odd\"": func(s *specs.Spec) { s.Linux.RootfsPropagation = "odd" },
 		"capability \"CAP_FLY\"":          func(s *specs.Spec) { s.Process.Capabilities.Effective = []string{"CAP_FLY"} },
