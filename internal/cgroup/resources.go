@@ -7,47 +7,60 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// Unsupported names the first field of r that this package does not know, "" if there is none.
+// Unsupported names the first field of r that cannot be done here, "" if there is none. What depends on
+// the kernel's controllers and not on the version of cgroups Limit refuses by the same names.
 func Unsupported(r *specs.LinuxResources) string {
+	h, err := Detect()
+	if err != nil {
+		return ""
+	}
+	return unsupported(h.Mode, r)
+}
+
+func unsupported(mode Mode, r *specs.LinuxResources) string {
 	if r == nil {
 		return ""
 	}
+	v2 := mode == V2
 	switch {
-	case r.BlockIO != nil:
-		return "linux.resources.blockIO"
-	case len(r.HugepageLimits) > 0:
-		return "linux.resources.hugepageLimits"
-	case r.Network != nil:
+	case r.Network != nil && (r.Network.ClassID != nil || len(r.Network.Priorities) > 0):
 		return "linux.resources.network"
-	case len(r.Rdma) > 0:
-		return "linux.resources.rdma"
-	case len(r.Unified) > 0:
+	case len(r.Unified) > 0 && !v2:
 		return "linux.resources.unified"
 	}
 	if m := r.Memory; m != nil {
 		switch {
-		case m.Kernel != nil, m.KernelTCP != nil: //nolint:staticcheck // deprecated, and refused for that
+		case m.Kernel != nil: //nolint:staticcheck // kernels take it and do nothing
 			return "linux.resources.memory.kernel"
-		case m.Swappiness != nil:
+		case m.KernelTCP != nil && v2:
+			return "linux.resources.memory.kernelTCP"
+		case m.Swappiness != nil && v2:
 			return "linux.resources.memory.swappiness"
-		case m.DisableOOMKiller != nil && *m.DisableOOMKiller:
+		case m.DisableOOMKiller != nil && *m.DisableOOMKiller && v2:
 			return "linux.resources.memory.disableOOMKiller"
+		case m.UseHierarchy != nil && !*m.UseHierarchy:
+			return "linux.resources.memory.useHierarchy"
 		}
 	}
-	if c := r.CPU; c != nil {
+	if c := r.CPU; c != nil && v2 {
 		switch {
-		case c.RealtimePeriod != nil || c.RealtimeRuntime != nil:
-			return "linux.resources.cpu.realtime"
-		case c.Idle != nil:
-			return "linux.resources.cpu.idle"
-		case c.Burst != nil:
-			return "linux.resources.cpu.burst"
+		case c.RealtimePeriod != nil:
+			return "linux.resources.cpu.realtimePeriod"
+		case c.RealtimeRuntime != nil:
+			return "linux.resources.cpu.realtimeRuntime"
+		}
+	}
+	if b := r.BlockIO; b != nil && v2 {
+		if b.LeafWeight != nil || slices.ContainsFunc(b.WeightDevice, func(d specs.LinuxWeightDevice) bool { return d.LeafWeight != nil }) {
+			return "linux.resources.blockIO.leafWeight"
 		}
 	}
 	return ""
@@ -55,172 +68,104 @@ func Unsupported(r *specs.LinuxResources) string {
 
 // Limit applies r; what r does not name stays. Device rules are not limits: see Devices.
 func (g *Group) Limit(r *specs.LinuxResources) error {
-	if field := Unsupported(r); field != "" {
-		return fmt.Errorf("limit cgroup: %s is not supported: %w", field, errdefs.ErrNotImplemented)
+	if field := unsupported(g.h.Mode, r); field != "" {
+		return fmt.Errorf("limit cgroup: %s is not supported by cgroup %s: %w", field, g.h.Mode, errdefs.ErrNotImplemented)
 	}
 	if r == nil {
 		return nil
 	}
-	var err error
-	if g.h.Mode == V2 {
-		err = g.limitV2(r)
-	} else {
-		err = g.limitV1(r)
-	}
-	if err != nil {
-		return fmt.Errorf("limit cgroup: %w", err)
+	steps := []func(*specs.LinuxResources) error{g.memory, g.cpu, g.blockIO, g.hugepages, g.rdma, g.pids, g.unified}
+	for _, step := range steps {
+		if err := step(r); err != nil {
+			return fmt.Errorf("limit cgroup: %w", err)
+		}
 	}
 	return nil
 }
 
-// set writes a value to a controller's file; a controller that the host lacks is named.
-func (g *Group) set(controller, file, value string) error {
-	dir := g.dir(controller)
-	if g.h.Mode == V2 {
-		dir = g.h.V2 + g.Path
-	}
-	if dir == "" {
-		return fmt.Errorf("this host has no %s controller: %w", controller, errdefs.ErrNotImplemented)
-	}
-	err := write(filepath.Join(dir, file), value)
-	if errors.Is(err, fs.ErrNotExist) && g.h.Mode == V2 {
-		return fmt.Errorf("the %s controller is not handed down to %s: %w", controller, dir, err)
-	}
-	return err
+// setting is one value for one file of a controller. field is what config.json calls it.
+type setting struct {
+	controller, file, value string
+	field                   string
 }
 
-func (g *Group) limitV1(r *specs.LinuxResources) error {
-	if m := r.Memory; m != nil {
-		if err := g.memoryV1(m); err != nil {
+// set writes a setting; what the host lacks is named.
+func (g *Group) set(s setting) error {
+	dir, err := g.controlled(s.controller)
+	if err != nil {
+		return fmt.Errorf("%s: %w", s.field, err)
+	}
+	err = write(filepath.Join(dir, s.file), s.value)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && g.h.Mode == V2 && !g.handed(s.controller):
+		return fmt.Errorf("%s: the %s controller is not handed down to %s: %w", s.field, s.controller, dir, err)
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("%s: this kernel does not have it (%s): %w: %w", s.field, s.file, err, errdefs.ErrNotImplemented)
+	case err != nil:
+		return fmt.Errorf("%s: %w", s.field, err)
+	}
+	return nil
+}
+
+func (g *Group) setAll(list []setting) error {
+	for _, s := range list {
+		if err := g.set(s); err != nil {
 			return err
 		}
 	}
-	if c := r.CPU; c != nil {
-		for _, s := range []struct {
-			controller, file, value string
-			want                    bool
-		}{
-			{"cpu", "cpu.shares", utoa(c.Shares), c.Shares != nil},
-			{"cpu", "cpu.cfs_period_us", utoa(c.Period), c.Period != nil},
-			{"cpu", "cpu.cfs_quota_us", itoa(c.Quota), c.Quota != nil},
-			{"cpuset", "cpuset.cpus", c.Cpus, c.Cpus != ""},
-			{"cpuset", "cpuset.mems", c.Mems, c.Mems != ""},
-		} {
-			if s.want {
-				if err := g.set(s.controller, s.file, s.value); err != nil {
-					return err
-				}
-			}
-		}
-	}
-	return g.pids(r.Pids)
+	return nil
 }
 
-// memoryV1 keeps the kernel's rule that memory is never above memory and swap together: the
-// order of the two depends on whether they grow.
-func (g *Group) memoryV1(m *specs.LinuxMemory) error {
-	if m.Limit == nil && m.Reservation == nil {
-		return nil
+// controlled is the group's directory where a controller is: in its v1 hierarchy, else in the v2 tree,
+// which on a hybrid host may have those that v1 does not.
+func (g *Group) controlled(controller string) (string, error) {
+	if dir := g.dir(controller); dir != "" {
+		return dir, nil
 	}
-	if m.Limit != nil {
-		first, second := "memory.limit_in_bytes", "memory.memsw.limit_in_bytes"
-		values := map[string]string{first: itoa(m.Limit)}
-		if m.Swap != nil {
-			values[second] = itoa(m.Swap)
-		}
-		if now, err := number(filepath.Join(g.dir("memory"), first)); err == nil && *m.Limit > now {
-			first, second = second, first
-		}
-		for _, file := range []string{first, second} {
-			v, ok := values[file]
-			if !ok {
-				continue
-			}
-			err := g.set("memory", file, v)
-			if errors.Is(err, fs.ErrNotExist) && file == "memory.memsw.limit_in_bytes" {
-				continue // a kernel that does not account swap; the daemon warns once
-			}
-			if err != nil {
-				return err
-			}
-		}
+	if g.h.Mode == V2 {
+		return g.h.V2 + g.Path, nil
 	}
-	if m.Reservation != nil {
-		return g.set("memory", "memory.soft_limit_in_bytes", itoa(m.Reservation))
+	if g.h.V2 == "" || !has(g.h.V2, controller) {
+		return "", fmt.Errorf("this host has no %s controller: %w", controller, errdefs.ErrNotImplemented)
+	}
+	return g.h.V2 + g.Path, g.handDown(controller)
+}
+
+// inV2 reports whether a controller's files are v2's.
+func (g *Group) inV2(controller string) bool { return g.dir(controller) == "" }
+
+// handed reports whether the group has a controller of the v2 tree.
+func (g *Group) handed(controller string) bool { return has(g.h.V2+g.Path, controller) }
+
+// has reports whether a directory of a v2 tree has a controller.
+func has(dir, controller string) bool {
+	raw, err := os.ReadFile(filepath.Join(dir, "cgroup.controllers"))
+	return err == nil && slices.Contains(strings.Fields(string(raw)), controller)
+}
+
+// handDown hands one controller of a hybrid host's v2 tree down to the group.
+func (g *Group) handDown(controller string) error {
+	dir := g.h.V2
+	for _, name := range strings.Split(strings.TrimPrefix(g.Path, "/"), "/") {
+		if !has(filepath.Join(dir, name), controller) {
+			if err := write(filepath.Join(dir, "cgroup.subtree_control"), "+"+controller); err != nil {
+				return fmt.Errorf("hand the %s controller down: %w", controller, err)
+			}
+		}
+		dir = filepath.Join(dir, name)
 	}
 	return nil
 }
 
-func (g *Group) pids(p *specs.LinuxPids) error {
-	if p == nil || p.Limit == nil {
+func (g *Group) pids(r *specs.LinuxResources) error {
+	if r.Pids == nil || r.Pids.Limit == nil {
 		return nil
 	}
 	value := "max"
-	if *p.Limit > 0 {
-		value = itoa(p.Limit)
+	if *r.Pids.Limit > 0 {
+		value = itoa(r.Pids.Limit)
 	}
-	return g.set("pids", "pids.max", value)
-}
-
-func (g *Group) limitV2(r *specs.LinuxResources) error {
-	if m := r.Memory; m != nil {
-		if m.Limit != nil {
-			if err := g.set("memory", "memory.max", maxed(*m.Limit)); err != nil {
-				return err
-			}
-			if m.Swap != nil {
-				swap := *m.Swap
-				if swap != -1 && swap != math.MaxInt64 {
-					swap = max(swap-*m.Limit, 0) // v2 counts swap alone
-				}
-				if err := g.set("memory", "memory.swap.max", maxed(swap)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-					return err
-				}
-			}
-		}
-		if m.Reservation != nil {
-			if err := g.set("memory", "memory.low", itoa(m.Reservation)); err != nil {
-				return err
-			}
-		}
-	}
-	if c := r.CPU; c != nil {
-		if err := g.cpuV2(c); err != nil {
-			return err
-		}
-	}
-	return g.pids(r.Pids)
-}
-
-func (g *Group) cpuV2(c *specs.LinuxCPU) error {
-	if c.Quota != nil || c.Period != nil {
-		quota, period := "max", uint64(100000)
-		if c.Quota != nil && *c.Quota > 0 {
-			quota = itoa(c.Quota)
-		}
-		if c.Period != nil {
-			period = *c.Period
-		}
-		if err := g.set("cpu", "cpu.max", quota+" "+strconv.FormatUint(period, 10)); err != nil {
-			return err
-		}
-	}
-	if c.Shares != nil && *c.Shares > 0 {
-		// The mapping of systemd and runc: 2..262144 onto 1..10000.
-		weight := 1 + (min(max(*c.Shares, 2), 262144)-2)*9999/262142
-		if err := g.set("cpu", "cpu.weight", strconv.FormatUint(weight, 10)); err != nil {
-			return err
-		}
-	}
-	if c.Cpus != "" {
-		if err := g.set("cpuset", "cpuset.cpus", c.Cpus); err != nil {
-			return err
-		}
-	}
-	if c.Mems != "" {
-		return g.set("cpuset", "cpuset.mems", c.Mems)
-	}
-	return nil
+	return g.set(setting{"pids", "pids.max", value, "linux.resources.pids.limit"})
 }
 
 func maxed(n int64) string {

@@ -82,7 +82,7 @@ func TestProcfsOfLabels(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("SKIPPED: mounting needs root")
 	}
-	attempt := func() (error, string) {
+	attempt := func() (string, error) {
 		p := &program{}
 		dir := t.TempDir()
 		file := filepath.Join(dir, "self/attr/apparmor/exec")
@@ -115,13 +115,13 @@ func TestProcfsOfLabels(t *testing.T) {
 			err = p.failed(rec)
 		}
 		raw, _ := os.ReadFile(file)
-		return err, string(raw)
+		return string(raw), err
 	}
-	if err, wrote := attempt(); !errors.Is(err, unix.EXDEV) || wrote != "" {
+	if wrote, err := attempt(); !errors.Is(err, unix.EXDEV) || wrote != "" {
 		t.Errorf("%v, and %q was written", err, wrote)
 	}
 	without(t, func() { insecure.procfs = true }, func() {
-		if err, wrote := attempt(); err != nil || wrote != "exec profile" {
+		if wrote, err := attempt(); err != nil || wrote != "exec profile" {
 			t.Errorf("the guard guards nothing: %v, %q", err, wrote)
 		}
 	})

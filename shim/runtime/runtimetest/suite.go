@@ -412,8 +412,6 @@ func refused(b *Box) {
 		"two of type pid": func(s *specs.Spec) {
 			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: "pid"})
 		},
-		"linux.intelRdt":                  func(s *specs.Spec) { s.Linux.IntelRdt = &specs.LinuxIntelRdt{} },
-		"linux.resources.blockIO":         func(s *specs.Spec) { s.Linux.Resources.BlockIO = &specs.LinuxBlockIO{} },
 		"linux.rootfsPropagation \"odd\"": func(s *specs.Spec) { s.Linux.RootfsPropagation = "odd" },
 		"capability \"CAP_FLY\"":          func(s *specs.Spec) { s.Process.Capabilities.Effective = []string{"CAP_FLY"} },
 		"resource limit \"RLIMIT_X\"":     func(s *specs.Spec) { s.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_X"}} },
@@ -883,7 +881,7 @@ func updates(b *Box) {
 	if err != nil || !strings.Contains(out, "33") {
 		b.T.Errorf("%s %v", out, err)
 	}
-	if err := m.Update(Context(b.T), &specs.LinuxResources{BlockIO: &specs.LinuxBlockIO{}}); !errdefs.IsNotImplemented(err) {
+	if err := m.Update(Context(b.T), &specs.LinuxResources{Network: &specs.LinuxNetwork{ClassID: ptr(uint32(1))}}); !errdefs.IsNotImplemented(err) {
 		b.T.Error(err)
 	}
 }
