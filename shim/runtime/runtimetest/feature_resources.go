@@ -1,6 +1,7 @@
 package runtimetest
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -56,7 +57,7 @@ func resource(name string, r specs.LinuxResources, v1, v2, want string) feature 
 
 // hasCgroupFile reports whether groups have a file, by making one.
 func hasCgroupFile(file string) bool {
-	g, err := cgroup.Open("/gantry-runtimetest/probe")
+	g, err := cgroup.Open(fmt.Sprintf("/gantry-runtimetest/probe-%d", os.Getpid()))
 	if err != nil || g.Create() != nil {
 		return false
 	}
