@@ -3,7 +3,6 @@ package native
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"fmt"
 	"os"
 	"path"
@@ -176,7 +175,7 @@ func (c *container) hookOutput(ctx context.Context, k hookKind, h specs.Hook, p 
 	if k.inside {
 		state.Pid = insidePID(p.pid)
 	}
-	raw, err := json.Marshal(state)
+	raw, err := stateJSON(state)
 	if err != nil {
 		return "", err
 	}

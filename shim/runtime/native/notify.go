@@ -2,7 +2,6 @@ package native
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -68,7 +67,7 @@ func (c *container) handOn(l listening, p child, status specs.ContainerState) er
 	if c.init != nil {
 		state.Pid = c.init.child.pid
 	}
-	raw, err := json.Marshal(specs.ContainerProcessState{
+	raw, err := processJSON(specs.ContainerProcessState{
 		Version: state.Version, Fds: []string{specs.SeccompFdName}, Pid: p.pid, Metadata: l.metadata, State: state,
 	})
 	if err != nil {
