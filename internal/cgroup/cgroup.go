@@ -4,7 +4,7 @@
 // shim both use it: it keeps nothing in memory, so that whoever comes later finds the same.
 //
 //	cgroup.go     hierarchies, paths, making and removing
-//	resources.go  limits
+//	resources.go  limits: memory.go cpu.go io.go pages.go
 //	kill.go       ending, freezing, counting
 //	devices.go    which devices may be used: v1's files, v2's BPF program
 package cgroup

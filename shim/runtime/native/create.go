@@ -132,6 +132,9 @@ func (b *builder) namespaces(cfg *runtime.Config) (*namespaces, error) {
 // cgroup makes the container's cgroup with its limits.
 func (r *Runtime) cgroup(cfg *runtime.Config) (*cgroup.Group, error) {
 	where := cfg.Spec.Linux.CgroupsPath
+	if where == "" {
+		where = cfg.ID // as runc
+	}
 	if !strings.HasPrefix(where, "/") {
 		where = "/" + where
 	}

@@ -93,5 +93,11 @@ func (b *builder) device(d specs.LinuxDevice) error {
 	if d.GID != nil {
 		gid = *d.GID
 	}
+	if uid, err = b.ids.uid(uid); err != nil {
+		return err
+	}
+	if gid, err = b.ids.gid(gid); err != nil {
+		return err
+	}
 	return mknod(dir.fd, path.Base(d.Path), kind|mode, unix.Mkdev(uint32(d.Major), uint32(d.Minor)), uid, gid)
 }

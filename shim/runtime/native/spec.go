@@ -28,8 +28,6 @@ func supported(c *runtime.Config) error {
 		return invalid("config.json has no process or no linux section")
 	case s.Root == nil && len(c.Rootfs) == 0:
 		return invalid("config.json has no root filesystem")
-	case s.Linux.CgroupsPath == "":
-		return invalid("config.json has no linux.cgroupsPath")
 	}
 	field := ""
 	l := s.Linux
@@ -66,8 +64,10 @@ func supported(c *runtime.Config) error {
 }
 
 func supportedProcess(p *specs.Process) error {
-	if p.CommandLine != "" {
-		return fmt.Errorf("process.commandLine is not supported: %w", errdefs.ErrNotImplemented)
+	for field, value := range map[string]string{"process.commandLine": p.CommandLine, "process.user.username": p.User.Username} {
+		if value != "" { // of another system; whom it means is not known here
+			return fmt.Errorf("%s is not supported: %w", field, errdefs.ErrNotImplemented)
+		}
 	}
 	if err := supportedLabels(p); err != nil {
 		return err

@@ -21,9 +21,18 @@ func hasNamespace(kind string) func() bool {
 	}
 }
 
+// nowhere is for what no runtime of ours does: it must be refused.
+func nowhere() bool { return false }
+
 var namespaceFeatures = []feature{
 	{name: "linux.namespaces: to join a pid", ask: askPID, more: joinPID},
 	{name: "linux.namespaces: to join a cgroup", ask: func(b *Box) *runtime.Config { return joining(b, "cgroup", specs.CgroupNamespace) }, more: joinCgroup},
+	{name: "linux.namespaces: to join a mount namespace", here: nowhere, ask: func(b *Box) *runtime.Config { return joining(b, "mnt", specs.MountNamespace) }},
+	{name: "linux.namespaces: a container without a mount namespace", here: nowhere, ask: func(b *Box) *runtime.Config {
+		c := b.Sh("true")
+		without(c, specs.MountNamespace)
+		return c
+	}},
 	{name: "a time namespace", here: hasNamespace("time"), ask: askTime, want: "100\n200\n", more: moreTime},
 	{name: "linux.namespaces: to join a time namespace", here: hasNamespace("time"), ask: func(b *Box) *runtime.Config { return joining(b, "time", specs.TimeNamespace) }, more: joinTime},
 	{name: "linux.uidMappings", here: hasNamespace("user"), ask: askUser, more: moreUser},
@@ -179,19 +188,21 @@ func askUser(b *Box) *runtime.Config { return b.inUser(b.Sh("true")) }
 
 // seen by a container of its ids, files and powers.
 const seenInUser = `id -u; id -g; tr -s ' ' </proc/self/uid_map | sed 's/^ //'; cat /proc/self/setgroups
-for f in / /etc/passwd /dev /dev/null /dev/pts /dev/shm /proc/1 /made/here /tmp/volume/made; do stat -c '%n %u:%g' $f; done
+for f in / /etc/passwd /dev /dev/null /dev/extra /dev/pts /dev/shm /proc/1 /made/here /tmp/volume/made; do stat -c '%n %u:%g' $f; done
 grep CapEff /proc/self/status | tr -d '\t'; hostname; echo x >/made/here/x && stat -c %u:%g /made/here/x; echo x >/dev/null && echo null; ls -d /sys/class/net/lo; cat /proc/sys/net/ipv4/ip_unprivileged_port_start; cat /proc/sys/kernel/shm_rmid_forced`
 
 func moreUser(b *Box) {
 	c := b.inUser(b.Sh(seenInUser))
 	c.Spec.Process.Cwd = "/made/here"
 	c.Spec.Linux.Sysctl["kernel.shm_rmid_forced"] = "1"
+	three := uint32(3)
+	c.Spec.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/extra", Type: "c", Major: 1, Minor: 5, UID: &three}}
 	c.Spec.Mounts = append(c.Spec.Mounts, specs.Mount{Destination: "/tmp/volume", Type: "tmpfs", Source: "tmpfs"}, bind(b.host("v"), "/tmp/volume/made"))
 	want := "0\n0\n0 200000 60000\n60000 300000 5536\nallow\n"
 	for _, f := range []string{"/", "/etc/passwd", "/dev", "/dev/null"} {
 		want += f + " 0:0\n"
 	}
-	want += "/dev/pts 0:0\n/dev/shm 0:0\n/proc/1 0:0\n/made/here 0:0\n/tmp/volume/made 65534:65534\nCapEff:00000000a80425fb\nbox\n0:0\nnull\n/sys/class/net/lo\n0\n1"
+	want += "/dev/extra 3:0\n/dev/pts 0:0\n/dev/shm 0:0\n/proc/1 0:0\n/made/here 0:0\n/tmp/volume/made 65534:65534\nCapEff:00000000a80425fb\nbox\n0:0\nnull\n/sys/class/net/lo\n0\n1"
 	b.expect(c, want)
 	if st, err := os.Stat(filepath.Join(b.Dir, "host/mapped-"+c.ID, "upper/made/here/x")); err != nil || st.Sys().(*syscall.Stat_t).Uid != 0 {
 		b.T.Errorf("the upper layer does not hold what the container sees: %+v %v", st, err)

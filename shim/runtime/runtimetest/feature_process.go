@@ -10,6 +10,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/gantryd/gantry/internal/cgroup"
 	"github.com/gantryd/gantry/shim/runtime"
 )
 
@@ -40,7 +41,9 @@ var processFeatures = []feature{
 	{name: "process.execCPUAffinity", ask: spec("true", func(s *specs.Spec) {
 		s.Process.ExecCPUAffinity = &specs.CPUAffinity{Initial: "0", Final: "0"}
 	}), more: affinity},
-	{name: "process.commandLine", here: func() bool { return false }, ask: spec("true", func(s *specs.Spec) { s.Process.CommandLine = "cmd.exe" })},
+	{name: "process.commandLine", here: nowhere, ask: spec("true", func(s *specs.Spec) { s.Process.CommandLine = "cmd.exe" })},
+	{name: "process.user.username", here: nowhere, ask: spec("true", func(s *specs.Spec) { s.Process.User.Username = "alice" })},
+	{name: "linux.cgroupsPath", ask: spec("true", func(s *specs.Spec) { s.Linux.CgroupsPath = "" }), more: defaultCgroup},
 	{name: "tmpcopyup", ask: func(b *Box) *runtime.Config {
 		c := b.Sh("true")
 		c.Spec.Mounts = append(c.Spec.Mounts, specs.Mount{Destination: "/etc", Type: "tmpfs", Source: "tmpfs", Options: []string{"tmpcopyup"}})
@@ -56,7 +59,7 @@ var processFeatures = []feature{
 		c.Spec.Mounts = append(c.Spec.Mounts, specs.Mount{Destination: "/proc", Type: "proc", Options: []string{"remount", "ro"}})
 		return c
 	}, more: remounts},
-	{name: "iversion", here: func() bool { return false }, ask: func(b *Box) *runtime.Config {
+	{name: "iversion", here: nowhere, ask: func(b *Box) *runtime.Config {
 		c := b.Sh("true")
 		c.Spec.Mounts = append(c.Spec.Mounts, specs.Mount{Destination: "/x", Type: "tmpfs", Options: []string{"iversion"}})
 		return c
@@ -309,5 +312,34 @@ func remounts(b *Box) {
 		if _, err := b.Create(c); err == nil || !strings.Contains(err.Error(), want) || !errdefs.IsInvalidArgument(err) && !errdefs.IsNotImplemented(err) {
 			b.T.Errorf("%s: %v", want, err)
 		}
+	}
+}
+
+// defaultCgroup: a container that names no cgroup has one by its own name, and a relative path begins
+// at the top.
+func defaultCgroup(b *Box) {
+	c := b.Sh("echo up; sleep 1000; true")
+	without(c, specs.CgroupNamespace)
+	c.Spec.Linux.CgroupsPath = ""
+	c.ID = "gantry-runtimetest-" + c.ID
+	m := b.Start(c)
+	m.Out.Until(b.T, "up")
+	out, _, err := m.Exec(m.Process("/bin/sh", "-c", "cut -d: -f3 /proc/1/cgroup | sort -u"))
+	if err != nil || out != "/"+c.ID+"\n" {
+		b.T.Errorf("%s %v", out, err)
+	}
+	b.check(m.Delete(Context(b.T)))
+	g, err := cgroup.Open("/" + c.ID)
+	b.check(err)
+	if g.Exists() {
+		b.T.Error("its cgroup is left")
+	}
+	c = b.Sh("cut -d: -f3 /proc/self/cgroup | sort -u")
+	without(c, specs.CgroupNamespace)
+	c.Spec.Linux.CgroupsPath = strings.TrimPrefix(c.Spec.Linux.CgroupsPath, "/")
+	want := "/" + c.Spec.Linux.CgroupsPath
+	out, _ = b.Run(c)
+	if out != want+"\n" {
+		b.T.Errorf("%q, want %q", out, want)
 	}
 }

@@ -97,7 +97,7 @@ var resourceFeatures = []feature{
 	resource("network", specs.LinuxResources{Network: &specs.LinuxNetwork{ClassID: ptr(uint32(1))}}, "", "", ""),
 	resource("unified", specs.LinuxResources{Unified: map[string]string{"memory.high": "67108864"}}, "", "memory.high", "67108864"),
 	resource("pids.limit", specs.LinuxResources{Pids: &specs.LinuxPids{Limit: ptr(int64(33))}}, "pids/pids.max", "pids.max", "33"),
-	{name: "linux.intelRdt", here: func() bool { return false }, ask: spec("true", func(s *specs.Spec) { s.Linux.IntelRdt = &specs.LinuxIntelRdt{ClosID: "x"} })},
+	{name: "linux.intelRdt", here: nowhere, ask: spec("true", func(s *specs.Spec) { s.Linux.IntelRdt = &specs.LinuxIntelRdt{ClosID: "x"} })},
 }
 
 // hugetlb is where a hybrid host shows its limits of huge pages: v1's directory, or the v2 tree's.
