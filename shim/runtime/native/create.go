@@ -171,6 +171,9 @@ func (b *builder) write(cfg *runtime.Config, ns *namespaces, p *process, self id
 	b.labels(s.Process)
 	b.enter(e)
 	b.join(ns)
+	if err := b.netDevices(s.Linux.NetDevices, ns); err != nil {
+		return nil, err
+	}
 	b.enterRoot()
 	b.nullDevice()
 	if err := b.filesystems(cfg); err != nil {

@@ -18,6 +18,7 @@
 //	namespaces.go userns.go overlay_mapped.go  what it is in, and whose ids it has     await.go  what the child says
 //	traits.go copyup.go  how it is scheduled, what a tmpfs begins with
 //	labels.go notify.go  AppArmor and SELinux; whom calls are told to
+//	netdev.go     network devices of the host's that become the container's
 //	hooks.go state.go  programs at moments of its life, and what they are told
 //	spec.go user.go caps.go process.go  who it runs as, and with what    container.go exec.go  afterwards
 //	terminal.go   terminals     seal.go init.go  the shim's executable, the small init

@@ -34,7 +34,7 @@ func supported(c *runtime.Config) error {
 	for name, asked := range map[string]bool{
 		"solaris": s.Solaris != nil, "windows": s.Windows != nil, "vm": s.VM != nil,
 		"zos": s.ZOS != nil, "freebsd": s.FreeBSD != nil,
-		"linux.netDevices": len(l.NetDevices) > 0, "linux.intelRdt": l.IntelRdt != nil,
+		"linux.intelRdt": l.IntelRdt != nil,
 	} {
 		if asked && (field == "" || name < field) {
 			field = name
@@ -54,6 +54,9 @@ func supported(c *runtime.Config) error {
 	if _, ok := rootPropagation[l.RootfsPropagation]; !ok {
 		return invalid("linux.rootfsPropagation %q is unknown", l.RootfsPropagation)
 	}
+	if err := supportedDevices(l); err != nil {
+		return err
+	}
 	if err := supportedMountLabel(l); err != nil {
 		return err
 	}
@@ -64,10 +67,11 @@ func supported(c *runtime.Config) error {
 }
 
 func supportedProcess(p *specs.Process) error {
-	for field, value := range map[string]string{"process.commandLine": p.CommandLine, "process.user.username": p.User.Username} {
-		if value != "" { // of another system; whom it means is not known here
-			return fmt.Errorf("%s is not supported: %w", field, errdefs.ErrNotImplemented)
-		}
+	switch { // of another system
+	case p.CommandLine != "":
+		return fmt.Errorf("process.commandLine is not supported: %w", errdefs.ErrNotImplemented)
+	case p.User.Username != "":
+		return fmt.Errorf("process.user.username is not supported: %w", errdefs.ErrNotImplemented)
 	}
 	if err := supportedLabels(p); err != nil {
 		return err

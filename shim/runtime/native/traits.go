@@ -57,21 +57,45 @@ func linuxTraits(l *specs.Linux) ([]trait, error) {
 	return out, nil
 }
 
-var schedulers = map[specs.LinuxSchedulerPolicy]uint32{
-	specs.SchedOther: unix.SCHED_NORMAL, specs.SchedFIFO: unix.SCHED_FIFO, specs.SchedRR: unix.SCHED_RR,
-	specs.SchedBatch: unix.SCHED_BATCH, specs.SchedIdle: unix.SCHED_IDLE, specs.SchedDeadline: unix.SCHED_DEADLINE,
+// word is a word of config.json and what the kernel calls it. Lists of them are in the executable, where
+// a map would be made at each start.
+type word[W comparable, V any] struct {
+	word  W
+	value V
 }
 
-var schedulerFlags = map[specs.LinuxSchedulerFlag]uint64{
-	specs.SchedFlagResetOnFork: unix.SCHED_FLAG_RESET_ON_FORK, specs.SchedFlagReclaim: unix.SCHED_FLAG_RECLAIM,
-	specs.SchedFlagDLOverrun: unix.SCHED_FLAG_DL_OVERRUN, specs.SchedFlagKeepPolicy: unix.SCHED_FLAG_KEEP_POLICY,
-	specs.SchedFlagKeepParams: unix.SCHED_FLAG_KEEP_PARAMS, specs.SchedFlagUtilClampMin: unix.SCHED_FLAG_UTIL_CLAMP_MIN,
-	specs.SchedFlagUtilClampMax: unix.SCHED_FLAG_UTIL_CLAMP_MAX,
+func meaning[W comparable, V any](list []word[W, V], w W) (V, bool) {
+	for _, x := range list {
+		if x.word == w {
+			return x.value, true
+		}
+	}
+	var none V
+	return none, false
+}
+
+var schedulers = []word[specs.LinuxSchedulerPolicy, uint32]{
+	{specs.SchedOther, unix.SCHED_NORMAL},
+	{specs.SchedFIFO, unix.SCHED_FIFO},
+	{specs.SchedRR, unix.SCHED_RR},
+	{specs.SchedBatch, unix.SCHED_BATCH},
+	{specs.SchedIdle, unix.SCHED_IDLE},
+	{specs.SchedDeadline, unix.SCHED_DEADLINE},
+}
+
+var schedulerFlags = []word[specs.LinuxSchedulerFlag, uint64]{
+	{specs.SchedFlagResetOnFork, unix.SCHED_FLAG_RESET_ON_FORK},
+	{specs.SchedFlagReclaim, unix.SCHED_FLAG_RECLAIM},
+	{specs.SchedFlagDLOverrun, unix.SCHED_FLAG_DL_OVERRUN},
+	{specs.SchedFlagKeepPolicy, unix.SCHED_FLAG_KEEP_POLICY},
+	{specs.SchedFlagKeepParams, unix.SCHED_FLAG_KEEP_PARAMS},
+	{specs.SchedFlagUtilClampMin, unix.SCHED_FLAG_UTIL_CLAMP_MIN},
+	{specs.SchedFlagUtilClampMax, unix.SCHED_FLAG_UTIL_CLAMP_MAX},
 }
 
 // scheduler is sched_setattr(2).
 func scheduler(s *specs.Scheduler) (trait, error) {
-	policy, ok := schedulers[s.Policy]
+	policy, ok := meaning(schedulers, s.Policy)
 	if s.Policy == specs.SchedISO {
 		return nil, fmt.Errorf("process.scheduler.policy %s: no kernel has it: %w", s.Policy, errdefs.ErrNotImplemented)
 	}
@@ -91,7 +115,7 @@ func scheduler(s *specs.Scheduler) (trait, error) {
 		Runtime: s.Runtime, Deadline: s.Deadline, Period: s.Period,
 	}
 	for _, f := range s.Flags {
-		bit, ok := schedulerFlags[f]
+		bit, ok := meaning(schedulerFlags, f)
 		if !ok {
 			return nil, invalid("process.scheduler.flags: %q is unknown", f)
 		}
@@ -123,9 +147,12 @@ func ioPriority(s *specs.LinuxIOPriority) (trait, error) {
 
 // personality is personality(2). The specification knows no flags yet.
 func personality(s *specs.LinuxPersonality) (trait, error) {
-	domains := map[specs.LinuxPersonalityDomain]uintptr{specs.PerLinux: 0, specs.PerLinux32: 8} // linux/personality.h
-	domain, ok := domains[s.Domain]
-	if !ok {
+	domain := uintptr(0)
+	switch s.Domain {
+	case specs.PerLinux:
+	case specs.PerLinux32:
+		domain = 8 // linux/personality.h
+	default:
 		return nil, invalid("linux.personality.domain %q is unknown", s.Domain)
 	}
 	if len(s.Flags) > 0 {
@@ -137,24 +164,30 @@ func personality(s *specs.LinuxPersonality) (trait, error) {
 	}, nil
 }
 
-var memoryModes = map[specs.MemoryPolicyModeType]uintptr{
-	specs.MpolDefault: unix.MPOL_DEFAULT, specs.MpolPreferred: unix.MPOL_PREFERRED, specs.MpolBind: unix.MPOL_BIND,
-	specs.MpolInterleave: unix.MPOL_INTERLEAVE, specs.MpolLocal: unix.MPOL_LOCAL, specs.MpolPreferredMany: unix.MPOL_PREFERRED_MANY,
-	specs.MpolWeightedInterleave: unix.MPOL_WEIGHTED_INTERLEAVE,
+var memoryModes = []word[specs.MemoryPolicyModeType, uintptr]{
+	{specs.MpolDefault, unix.MPOL_DEFAULT},
+	{specs.MpolPreferred, unix.MPOL_PREFERRED},
+	{specs.MpolBind, unix.MPOL_BIND},
+	{specs.MpolInterleave, unix.MPOL_INTERLEAVE},
+	{specs.MpolLocal, unix.MPOL_LOCAL},
+	{specs.MpolPreferredMany, unix.MPOL_PREFERRED_MANY},
+	{specs.MpolWeightedInterleave, unix.MPOL_WEIGHTED_INTERLEAVE},
 }
 
-var memoryFlags = map[specs.MemoryPolicyFlagType]uintptr{
-	specs.MpolFNumaBalancing: unix.MPOL_F_NUMA_BALANCING, specs.MpolFRelativeNodes: unix.MPOL_F_RELATIVE_NODES, specs.MpolFStaticNodes: unix.MPOL_F_STATIC_NODES,
+var memoryFlags = []word[specs.MemoryPolicyFlagType, uintptr]{
+	{specs.MpolFNumaBalancing, unix.MPOL_F_NUMA_BALANCING},
+	{specs.MpolFRelativeNodes, unix.MPOL_F_RELATIVE_NODES},
+	{specs.MpolFStaticNodes, unix.MPOL_F_STATIC_NODES},
 }
 
 // memoryPolicy is set_mempolicy(2).
 func memoryPolicy(s *specs.LinuxMemoryPolicy) (trait, error) {
-	mode, ok := memoryModes[s.Mode]
+	mode, ok := meaning(memoryModes, s.Mode)
 	if !ok {
 		return nil, invalid("linux.memoryPolicy.mode %q is unknown", s.Mode)
 	}
 	for _, f := range s.Flags {
-		bit, ok := memoryFlags[f]
+		bit, ok := meaning(memoryFlags, f)
 		if !ok {
 			return nil, invalid("linux.memoryPolicy.flags: %q is unknown", f)
 		}

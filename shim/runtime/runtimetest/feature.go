@@ -27,7 +27,7 @@ type feature struct {
 
 // features are all of them, by the file they stand in.
 func features() []feature {
-	return slices.Concat(namespaceFeatures, hookFeatures, processFeatures, seccompFeatures, labelFeatures, resourceFeatures)
+	return slices.Concat(namespaceFeatures, hookFeatures, processFeatures, seccompFeatures, labelFeatures, resourceFeatures, networkFeatures)
 }
 
 // Lacks are the features, by their names, that a runtime does not have.
