@@ -24,6 +24,15 @@ func (p *program) spawn(flags uint64, cgroup int) (c child, err error) {
 	return c, err
 }
 
+// after reports whether a record is the forked process's.
+func (p *program) after(rec record) bool {
+	at := rec.index
+	if p.answers[rec.index] != nil {
+		at = rec.more
+	}
+	return rec.index == ready || at >= int64(p.forkedAt)
+}
+
 // await waits for the child to be ready, and answers it on its way. If it forks, its own word about
 // that and the first ones of the process may come in any order.
 func (c *container) await(ctx context.Context, p *program, first child, ctl *control, term *os.File, forks bool) (*proc, error) {
@@ -44,7 +53,7 @@ func (c *container) await(ctx context.Context, p *program, first child, ctl *con
 			_ = unix.Close(first.pidfd)
 			now, forks = child{pid: int(int32(rec.more)), pidfd: fd}, false
 			continue
-		case err == nil && forks && (rec.index < 0 || rec.index >= int64(p.forkedAt)):
+		case err == nil && forks && p.after(rec):
 			early = append(early, rec)
 			continue
 		case err == nil && rec.index == ready:

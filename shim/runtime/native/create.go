@@ -122,6 +122,11 @@ func (b *builder) namespaces(cfg *runtime.Config) (*namespaces, error) {
 	if b.ids = ns.ids; b.ids != nil && !ns.newNet {
 		b.sysfs = sysfsOf(ns.net)
 	}
+	for _, j := range ns.joins {
+		if j.kind == unix.CLONE_NEWPID {
+			b.procfs = procfsOf(j.fd)
+		}
+	}
 	b.label = cfg.Spec.Linux.MountLabel
 	if b.stage, err = stage(cfg.Spec, cfg.Bundle); err != nil {
 		return nil, err
@@ -286,6 +291,9 @@ func (b *builder) finish(cfg *runtime.Config, ns *namespaces, p *process, self i
 	b.arrange(p, p.init)
 	if cfg.Init {
 		b.forkInit()
+	}
+	if ns.late() && !ns.early() {
+		b.forkInto()
 	}
 	b.only(cfg.Init, func() { b.session(p) })
 	b.confine(p, self)

@@ -25,6 +25,10 @@ import (
 //	poststart                  after its program was executed: on the host
 //	poststop                   deleted: on the host
 //
+// Where a container joins processes of others, it is among them only at the end (procfs.go): what hooks of
+// create are told as its pid is its maker's, in the same namespaces but for that one, and they are not in
+// that one either. A hook there would show its root, the host's, to whoever may look.
+//
 // The first that fails ends the container, but for poststop, whose failures are told to Warn.
 
 // What a child says about hooks.

@@ -29,10 +29,11 @@ type builder struct {
 	root   int // the root filesystem, detached
 	devpts int // the container's own devpts; -1: none that we made
 	ids    *idmap
-	label  string                                            // of new filesystems, for SELinux
-	sysfs  func(kind, source string, o options) (int, error) // if the child cannot mount it; else nil
-	proc   bool
-	stage  string // where the root filesystem is mounted before it becomes the root; "": over the host's
+	label  string // of new filesystems, for SELinux
+	// sysfs and procfs mount those that the child cannot; else nil.
+	sysfs, procfs func(kind, source string, o options) (int, error)
+	proc          bool
+	stage         string // where the root filesystem is mounted before it becomes the root; "": over the host's
 	// creating runs hooks before it does; nil: there are none.
 	creating func(context.Context, child) error
 }
@@ -47,6 +48,11 @@ func fsContext(kind, source string, o options) (int, error) {
 		return -1, err
 	}
 	defer unix.Close(fs) //nolint:errcheck // a context holds nothing
+	return filled(fs, source, o)
+}
+
+// filled is a detached mount of what a filesystem context says, with o.
+func filled(fs int, source string, o options) (_ int, err error) {
 	if source != "" {
 		if err := unix.FsconfigSetString(fs, "source", source); err != nil {
 			return -1, because(fs, err)
@@ -212,7 +218,7 @@ func (b *builder) mount(m specs.Mount) error {
 		if kind == "cgroup" || kind == "cgroup2" {
 			return b.mountCgroup(m, o)
 		}
-		if kind != "sysfs" || b.sysfs == nil {
+		if !(kind == "sysfs" && b.sysfs != nil) && !(kind == "proc" && b.procfs != nil) {
 			return b.mountLater(kind, m, o)
 		}
 	case "":
@@ -233,8 +239,11 @@ func (b *builder) mountNew(kind string, m specs.Mount, o options) error {
 	}
 	o.data = b.labeled(kind, b.mapped(kind, o.data))
 	newMount := fsContext
-	if kind == "sysfs" {
+	switch kind {
+	case "sysfs":
 		newMount = b.sysfs
+	case "proc":
+		newMount = b.procfs
 	}
 	fd, err := newMount(kind, source, o)
 	if err != nil {
@@ -258,6 +267,15 @@ func (b *builder) mountNew(kind string, m specs.Mount, o options) error {
 	}
 	if kind == "devpts" && p.path == "/dev/pts" {
 		b.devpts = fd
+	}
+	if kind == "proc" { // nobody looks into it from outside
+		if !b.proc && o.set&unix.MOUNT_ATTR_RDONLY == 0 {
+			b.proc = true
+			b.add(unix.SYS_FCNTL, uintptr(fd), unix.F_DUPFD_CLOEXEC, low).into(regProc)
+		}
+		b.layers = append(b.layers, layer{p.path, unborn})
+		b.attach(uintptr(fd), false, p.path)
+		return nil
 	}
 	return b.put(fd, p.path, o)
 }

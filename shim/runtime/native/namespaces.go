@@ -150,8 +150,10 @@ func (n *namespaces) users(l *specs.Linux) (err error) {
 		if n.ids, err = newIDMap("linux", l.UIDMappings, l.GIDMappings); err != nil {
 			return err
 		}
-		if slices.ContainsFunc(n.joins, func(j join) bool { return j.kind == unix.CLONE_NEWTIME }) {
-			return fmt.Errorf("linux.namespaces: to join a time namespace from a new user namespace is not supported: %w", errdefs.ErrNotImplemented)
+		for kind, name := range map[uint64]string{unix.CLONE_NEWTIME: "time", unix.CLONE_NEWPID: "pid"} {
+			if n.joined(kind) {
+				return fmt.Errorf("linux.namespaces: to join a %s namespace from a new user namespace, which has no power over it, is not supported: join that one's user namespace too: %w", name, errdefs.ErrNotImplemented)
+			}
 		}
 	case len(l.UIDMappings)+len(l.GIDMappings) > 0:
 		return invalid("linux.uidMappings: the container has no user namespace")
@@ -168,10 +170,13 @@ func (n *namespaces) users(l *specs.Linux) (err error) {
 // thread that clones: from inside nothing of the host's can be.
 func (n *namespaces) newUser() bool { return n.clone&unix.CLONE_NEWUSER != 0 }
 
-// forks reports whether the child must make another to be in its process namespace.
-func (n *namespaces) forks() bool {
-	return n.user >= 0 && n.clone&unix.CLONE_NEWPID != 0 || !n.newUser() && n.joined(unix.CLONE_NEWPID)
+// early reports whether the child must make another at once to be in its process namespace, late whether
+// it must do so at the end, because there are others in it (procfs.go).
+func (n *namespaces) early() bool {
+	return n.user >= 0 && n.clone&unix.CLONE_NEWPID != 0 || insecure.early && n.late()
 }
+func (n *namespaces) late() bool  { return n.joined(unix.CLONE_NEWPID) }
+func (n *namespaces) forks() bool { return n.early() || n.late() }
 
 func (n *namespaces) joined(kind uint64) bool {
 	return slices.ContainsFunc(n.joins, func(j join) bool { return j.kind == kind })
@@ -230,7 +235,7 @@ func (b *builder) join(ns *namespaces) {
 		b.add(unix.SYS_IOCTL, regScratch, unix.SIOCSIFFLAGS, hold(&b.program, req)).ref(0)
 		b.add(unix.SYS_CLOSE, regScratch).ref(0)
 	}
-	if ns.forks() {
+	if ns.early() {
 		b.forkInto()
 	}
 }

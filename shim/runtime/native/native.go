@@ -18,6 +18,7 @@
 //	namespaces.go userns.go overlay_mapped.go  what it is in, and whose ids it has     await.go  what the child says
 //	traits.go copyup.go  how it is scheduled, what a tmpfs begins with
 //	labels.go notify.go  AppArmor and SELinux; whom calls are told to
+//	procfs.go     joining processes that may look at whoever comes
 //	netdev.go     network devices of the host's that become the container's
 //	hooks.go state.go  programs at moments of its life, and what they are told
 //	spec.go user.go caps.go process.go  who it runs as, and with what    container.go exec.go  afterwards
@@ -63,6 +64,7 @@ var insecure struct {
 	cwd      bool   // CVE-2024-21626: the working directory is not checked
 	null     bool   // CVE-2025-31133: masks are bound from the container's /dev/null
 	follow   bool   // CVE-2021-30465, CVE-2025-52565: mount points are resolved by path
+	early    bool   // CVE-2016-9962: a joined process namespace is entered before everything else
 	procfs   bool   // CVE-2025-52881: sysctls are written to what is mounted on /proc
 	race     func() // what an attacker does between the parent's look and the child's act
 }

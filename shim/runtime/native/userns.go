@@ -274,13 +274,13 @@ func (p *program) ask(what int64, answer func(context.Context, child) error) {
 	p.addKind(kindEqual, addr, 0xff, 1, uintptr(unix.EPIPE)) // else the parent has gone
 }
 
-// tell has the child say something and go on.
+// tell has the child say something, and at which step, and go on.
 func (p *program) tell(what int64, answer func(context.Context, child) error) {
 	if p.answers == nil {
 		p.answers = map[int64]func(context.Context, child) error{}
 	}
 	p.answers[what] = answer
-	p.add(unix.SYS_WRITE, regControl, hold(p, &record{index: what}), uintptr(recordSize)).ref(0)
+	p.add(unix.SYS_WRITE, regControl, hold(p, &record{index: what, more: int64(p.here())}), uintptr(recordSize)).ref(0)
 }
 
 // mapMount has a detached mount show ids through a map.
