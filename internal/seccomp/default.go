@@ -18,7 +18,7 @@ import (
 // in its bounding set, on this machine's architecture and kernel, and the digest of the bytes: SHA-256
 // in hexadecimal.
 func Default(caps []string) (filter []byte, digest string, err error) {
-	p, err := defaultProfile(caps)
+	p, err := DefaultProfile(caps)
 	if err != nil {
 		return nil, "", err
 	}
@@ -28,7 +28,8 @@ func Default(caps []string) (filter []byte, digest string, err error) {
 	return filter, digestOf(filter), nil
 }
 
-func defaultProfile(caps []string) (*specs.LinuxSeccomp, error) {
+// DefaultProfile is what Default compiles, in the words of config.json: for a runtime that compiles itself.
+func DefaultProfile(caps []string) (*specs.LinuxSeccomp, error) {
 	spec := specs.Spec{Process: &specs.Process{Capabilities: &specs.LinuxCapabilities{Bounding: caps}}}
 	p, err := profile.GetDefaultProfile(&spec)
 	if err != nil {

@@ -218,7 +218,7 @@ func profiles(t testing.TB) map[string]*specs.LinuxSeccomp {
 	t.Helper()
 	out := map[string]*specs.LinuxSeccomp{}
 	for name, caps := range map[string][]string{"default": docker, "no caps": nil, "admin": append(slices.Clone(docker), "CAP_SYS_ADMIN", "CAP_BPF")} {
-		p, err := defaultProfile(caps)
+		p, err := DefaultProfile(caps)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -114,7 +114,7 @@ func TestKernel(t *testing.T) {
 }
 
 func BenchmarkCompile(b *testing.B) {
-	p, err := defaultProfile(docker)
+	p, err := DefaultProfile(docker)
 	if err != nil {
 		b.Fatal(err)
 	}
