@@ -23,7 +23,8 @@ import (
 // Runtime makes containers.
 type Runtime interface {
 	// Create makes c: its namespaces, root filesystem, cgroup and first process, everything up to,
-	// and not including, that process's first instruction. When it fails nothing is left.
+	// and not including, that process's first instruction. When it fails nothing is left. A runtime
+	// that sees already here that the program cannot be executed fails as Start would.
 	// A container whose first process has exited is made again by Delete and another Create.
 	Create(ctx context.Context, c *Config) (Container, error)
 }
@@ -52,7 +53,8 @@ type Container interface {
 
 // Process is one process of a container.
 type Process interface {
-	// PID is the process's number as the caller of the runtime sees it.
+	// PID is the process's number as the caller of the runtime sees it. It is 0 before Start where a
+	// runtime cannot make a process without starting it; then there is no PIDFD and no Terminal either.
 	PID() int
 	// PIDFD stands for the process as long as it is open, also when the number is another's. It is
 	// the runtime's and closed by Close.

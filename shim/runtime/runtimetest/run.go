@@ -35,6 +35,7 @@ type Box struct {
 	Overlay []runtime.Mount // the root filesystem: an overlay over Lower
 	Lower   string
 	Upper   string
+	lacks   map[Feature]bool
 	mu      sync.Mutex
 	warned  []string
 }
@@ -47,8 +48,8 @@ var applets = []string{
 	"ip", "ifconfig", "nc", "sort", "tr", "awk", "sed", "find", "date", "unshare", "cp", "mv", "chroot", "setsid", "basename", "printf", "tee", "uname", "nproc", "xargs", "sync", "ionice", "df", "realpath", "yes", "usleep",
 }
 
-// New makes a box with a busybox image.
-func New(t testing.TB, r runtime.Runtime) *Box {
+// New makes a box with a busybox image, for a runtime that lacks some features.
+func New(t testing.TB, r runtime.Runtime, lacks ...Feature) *Box {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("SKIPPED: making containers needs root")
@@ -62,7 +63,10 @@ func New(t testing.TB, r runtime.Runtime) *Box {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	b := &Box{T: t, R: r, Dir: dir, Lower: filepath.Join(dir, "lower"), Upper: filepath.Join(dir, "upper")}
+	b := &Box{T: t, R: r, Dir: dir, Lower: filepath.Join(dir, "lower"), Upper: filepath.Join(dir, "upper"), lacks: map[Feature]bool{}}
+	for _, f := range lacks {
+		b.lacks[f] = true
+	}
 	for _, d := range []string{"lower/bin", "lower/etc", "lower/tmp", "lower/proc", "lower/sys", "lower/dev", "lower/root", "lower/home/alice", "upper", "work"} {
 		b.check(os.MkdirAll(filepath.Join(dir, d), 0o755))
 	}
@@ -169,6 +173,11 @@ func (b *Box) Config(args ...string) *runtime.Config {
 				ReadonlyPaths: []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"},
 			},
 		},
+	}
+	if b.Lacks(CompiledFilter) {
+		c.Seccomp = nil
+		c.Spec.Linux.Seccomp, err = seccomp.DefaultProfile(Caps)
+		b.check(err)
 	}
 	return c
 }
