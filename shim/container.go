@@ -79,10 +79,10 @@ type shim struct {
 	past     []string // names of those that have ended, oldest first
 }
 
-func newShim(boot *shimv1.Boot, nonce string, rt runtime.Runtime, log *slog.Logger) *shim {
+func newShim(boot *shimv1.Boot, nonce string, rt runtime.Runtime, reap *reaper, log *slog.Logger) *shim {
 	s := &shim{
 		boot: boot, nonce: nonce, rt: rt, log: log, dir: bundle.Dir{State: boot.GetStateDir(), Root: boot.GetDir()},
-		reap: newReaper(), end: make(chan struct{}), ending: func() {}, change: 1, changed: make(chan struct{}),
+		reap: reap, end: make(chan struct{}), ending: func() {}, change: 1, changed: make(chan struct{}),
 		phase: shimv1.Phase_PHASE_EMPTY, run: boot.GetRun(), execs: map[string]*process{},
 	}
 	if p := boot.GetLog().GetPath(); p != "" {

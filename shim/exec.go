@@ -101,11 +101,11 @@ func (s *shim) startExec(ctx context.Context, p *process) (pid int, err error) {
 	}
 	ctx, cancel := bounded(ctx)
 	defer cancel()
-	pid = p.pid()
 	if err := p.start(ctx); err != nil {
 		s.past1(p, s.unstarted(err))
 		return 0, err
 	}
+	pid = p.pid()
 	s.work.Go(func() {
 		x, err := p.wait()
 		if err != nil {

@@ -330,6 +330,10 @@ func TestOOM(t *testing.T) {
 func TestStatsAndUpdate(t *testing.T) {
 	b := newBox(t, "sleep", "1000").run()
 	st, err := b.shim.Stats(b.ctx(), &shimv1.StatsRequest{})
+	// What a program leaves of itself counts until it is reaped, a moment later.
+	for end := time.Now().Add(5 * time.Second); err == nil && st.GetPids() != 1 && time.Now().Before(end); time.Sleep(time.Millisecond) {
+		st, err = b.shim.Stats(b.ctx(), &shimv1.StatsRequest{})
+	}
 	if err != nil || st.GetPids() != 1 || st.GetMemoryBytes() == 0 {
 		t.Errorf("%v %v", st, err)
 	}

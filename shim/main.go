@@ -69,11 +69,12 @@ func run() error {
 	if err := moveIn(b.GetStateDir()); err != nil {
 		return err
 	}
-	rt, err := newRuntime(b.GetRuntime())
+	reap := newReaper()
+	rt, err := newRuntime(b, reap)
 	if err != nil {
 		return err
 	}
-	s := newShim(b, newNonce(), rt, newLog())
+	s := newShim(b, newNonce(), rt, reap, newLog())
 	if b.GetCreate() {
 		s.begin()
 	}

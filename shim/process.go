@@ -39,6 +39,7 @@ type process struct {
 	rp      runtime.Process // of the run; nil: none
 	ready   bool            // made, and not yet started
 	tty     bool
+	stdin   bool // somebody may write to it
 	term    *os.File
 	pumps   []*pump
 	cols    uint16 // of the terminal, as last asked for
@@ -100,23 +101,20 @@ func (p *process) make(tty, stdin bool, create func(runtime.Stdio) (runtime.Proc
 		closeFiles(ps.inW, ps.outR, ps.errR)
 		return err
 	}
-	var term *os.File
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.rp, p.tty, p.stdin, p.term, p.began, p.killed, p.ready = rp, tty, stdin, nil, time.Time{}, false, true
+	if tty && rp.PID() == 0 {
+		p.pumps = nil
+		p.in.expectTerminal()
+		return nil // there is a terminal when there is a process
+	}
 	if tty {
-		if term, err = p.terminal(rp); err != nil {
+		if err := p.terminal(rp); err != nil {
+			p.rp = nil
 			p.discard(rp)
 			return err
 		}
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.rp, p.tty, p.term, p.began, p.killed, p.ready = rp, tty, term, time.Time{}, false, true
-	if tty {
-		p.setSize()
-		p.pumps = p.out.startPumps(newPump(p.out, frame.Stdout, term))
-		if !stdin {
-			term = nil
-		}
-		p.in.open(term, true)
 		return nil
 	}
 	p.pumps = p.out.startPumps(newPump(p.out, frame.Stdout, ps.outR), newPump(p.out, frame.Stderr, ps.errR))
@@ -124,12 +122,24 @@ func (p *process) make(tty, stdin bool, create func(runtime.Stdio) (runtime.Proc
 	return nil
 }
 
-func (p *process) terminal(rp runtime.Process) (*os.File, error) {
+// terminal takes over rp's terminal. It is called with mu held.
+func (p *process) terminal(rp runtime.Process) error {
 	t := rp.Terminal()
 	if t == nil {
-		return nil, fmt.Errorf("the runtime made no terminal: %w", errdefs.ErrInternal)
+		return fmt.Errorf("the runtime made no terminal: %w", errdefs.ErrInternal)
 	}
-	return own(t)
+	term, err := own(t)
+	if err != nil {
+		return err
+	}
+	p.term = term
+	p.setSize()
+	p.pumps = p.out.startPumps(newPump(p.out, frame.Stdout, term))
+	if !p.stdin {
+		term = nil
+	}
+	p.in.open(term, true)
+	return nil
 }
 
 // discard lets go of a process. One that never ran is ended, and reaped, by the runtime.
@@ -147,13 +157,28 @@ func (p *process) start(ctx context.Context) error {
 	if rp == nil || !ready {
 		return fmt.Errorf("there is no process to start: %w", errdefs.ErrFailedPrecondition)
 	}
-	if err := rp.Start(ctx); err != nil {
+	late := rp.PID() == 0 // there is a process only once it runs
+	var err error
+	p.reap.make(func() int {
+		if err = rp.Start(ctx); err != nil {
+			return 0
+		}
+		return rp.PID()
+	})
+	p.mu.Lock()
+	if err == nil && late && p.tty {
+		if err = p.terminal(rp); err != nil {
+			_ = rp.Signal(unix.SIGKILL)
+		}
+	}
+	if err == nil {
+		p.began = time.Now()
+	}
+	p.mu.Unlock()
+	if err != nil {
 		p.drop()
 		return err
 	}
-	p.mu.Lock()
-	p.began = time.Now()
-	p.mu.Unlock()
 	p.out.started(rp.PID())
 	return nil
 }

@@ -14,29 +14,40 @@ import (
 // reaper reaps those whose parents died: a shim is the subreaper of its container. Processes of the
 // runtime's it leaves to those who wait for them.
 type reaper struct {
-	making sync.RWMutex // read-locked while a process exists that is not yet known
-
-	mu    sync.Mutex
-	known map[int]bool
+	mu      sync.Mutex
+	known   map[int]bool
+	making  map[uint64]bool // those who make processes that are not yet known, by when they began
+	began   uint64
+	suspect struct { // a zombie that nobody knows, and who may have made it: those who had begun when it was seen first
+		pid   int
+		until uint64
+	}
 
 	poke chan os.Signal
 }
 
 func newReaper() *reaper {
-	return &reaper{known: map[int]bool{}, poke: make(chan os.Signal, 1)}
+	return &reaper{known: map[int]bool{}, making: map[uint64]bool{}, poke: make(chan os.Signal, 1)}
 }
+
+// guard runs a function that makes, and waits for, a child; it may be called by such a function.
+func (r *reaper) guard(run func()) { r.make(func() int { run(); return 0 }) }
 
 // make runs a function that makes a process, and returns its pid, or 0.
 func (r *reaper) make(fn func() int) {
-	r.making.RLock()
-	defer r.making.RUnlock()
-	pid := fn()
-	if pid == 0 {
-		return
-	}
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.known[pid] = true
+	r.began++
+	me := r.began
+	r.making[me] = true
+	r.mu.Unlock()
+	pid := fn()
+	r.mu.Lock()
+	if pid != 0 {
+		r.known[pid] = true
+	}
+	delete(r.making, me)
+	r.mu.Unlock()
+	r.again()
 }
 
 // forget says that a process was waited for.
@@ -44,16 +55,15 @@ func (r *reaper) forget(pid int) {
 	r.mu.Lock()
 	delete(r.known, pid)
 	r.mu.Unlock()
-	select { // somebody may stand behind it
+	r.again()
+}
+
+// again has it look again: somebody may stand behind one who was waited for.
+func (r *reaper) again() {
+	select {
 	case r.poke <- unix.SIGCHLD:
 	default:
 	}
-}
-
-func (r *reaper) knows(pid int) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.known[pid]
 }
 
 // run reaps until the process ends.
@@ -66,17 +76,25 @@ func (r *reaper) run() {
 }
 
 // one reaps one orphan. The kernel shows the same zombie until somebody takes it: one that is known
-// has its waiter, who pokes us after it.
+// has its waiter, who pokes us after it; one that is not may be about to be known, until all who made
+// processes when it was seen have done so.
 func (r *reaper) one() bool {
 	pid := peek()
-	if pid <= 0 || r.knows(pid) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if pid <= 0 || r.known[pid] {
+		r.suspect.pid = 0
 		return false
 	}
-	r.making.Lock()
-	defer r.making.Unlock()
-	if r.knows(pid) {
-		return false
+	if r.suspect.pid != pid {
+		r.suspect.pid, r.suspect.until = pid, r.began
 	}
+	for began := range r.making {
+		if began <= r.suspect.until {
+			return false
+		}
+	}
+	r.suspect.pid = 0
 	_, err := unix.Wait4(pid, nil, unix.WNOHANG, nil)
 	return err == nil || errors.Is(err, unix.ECHILD)
 }

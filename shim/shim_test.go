@@ -135,7 +135,7 @@ func newBox(t testing.TB, args ...string) *box {
 		boot: &shimv1.Boot{
 			Protocol: protocol, ContainerId: id, StateDir: dir.State, Dir: dir.Root, Run: 1, Instance: instance,
 			Rootfs: []*typesv1.Mount{{Type: "bind", Source: rootfs(t), Options: []string{"rbind", "ro"}}},
-			Log:    &shimv1.LogSink{Path: dir.Log(), MaxBytes: -1},
+			Log:    &shimv1.LogSink{Path: dir.Log(), MaxBytes: -1}, Runtime: ociProgram,
 		},
 		spec: &specs.Spec{
 			Version: "1.1.0", Hostname: "box", Root: &specs.Root{Path: dir.RootFS(), Readonly: true},

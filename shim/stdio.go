@@ -313,6 +313,13 @@ func (in *input) open(f *os.File, tty bool) {
 	in.news.Broadcast()
 }
 
+// expectTerminal says that what open will give is a terminal.
+func (in *input) expectTerminal() {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.tty = true
+}
+
 // close ends the run's input: the process reads the end of it.
 func (in *input) close() {
 	in.mu.Lock()

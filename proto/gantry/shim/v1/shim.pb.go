@@ -106,10 +106,12 @@ type Boot struct {
 	OpenStdin     bool                   `protobuf:"varint,12,opt,name=open_stdin,json=openStdin,proto3" json:"open_stdin,omitempty"`
 	StdinOnce     bool                   `protobuf:"varint,13,opt,name=stdin_once,json=stdinOnce,proto3" json:"stdin_once,omitempty"`
 	Restart       *Restart               `protobuf:"bytes,14,opt,name=restart,proto3" json:"restart,omitempty"`
-	Run           uint64                 `protobuf:"varint,15,opt,name=run,proto3" json:"run,omitempty"`          // the number of the first run
-	Netns         string                 `protobuf:"bytes,16,opt,name=netns,proto3" json:"netns,omitempty"`       // path of a pinned network namespace; "" means what config.json says
-	Instance      string                 `protobuf:"bytes,17,opt,name=instance,proto3" json:"instance,omitempty"` // the daemon's name for what is its own in the kernel
-	Create        bool                   `protobuf:"varint,18,opt,name=create,proto3" json:"create,omitempty"`    // begin with Create at once, side by side with listening; a Create call then waits for it
+	Run           uint64                 `protobuf:"varint,15,opt,name=run,proto3" json:"run,omitempty"`                                   // the number of the first run
+	Netns         string                 `protobuf:"bytes,16,opt,name=netns,proto3" json:"netns,omitempty"`                                // path of a pinned network namespace; "" means what config.json says
+	Instance      string                 `protobuf:"bytes,17,opt,name=instance,proto3" json:"instance,omitempty"`                          // the daemon's name for what is its own in the kernel
+	Create        bool                   `protobuf:"varint,18,opt,name=create,proto3" json:"create,omitempty"`                             // begin with Create at once, side by side with listening; a Create call then waits for it
+	RuntimeName   string                 `protobuf:"bytes,24,opt,name=runtime_name,json=runtimeName,proto3" json:"runtime_name,omitempty"` // what the user calls an OCI runtime; "" means its program's name
+	RuntimeArgs   []string               `protobuf:"bytes,25,rep,name=runtime_args,json=runtimeArgs,proto3" json:"runtime_args,omitempty"` // of an OCI runtime, before every verb
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -268,6 +270,20 @@ func (x *Boot) GetCreate() bool {
 		return x.Create
 	}
 	return false
+}
+
+func (x *Boot) GetRuntimeName() string {
+	if x != nil {
+		return x.RuntimeName
+	}
+	return ""
+}
+
+func (x *Boot) GetRuntimeArgs() []string {
+	if x != nil {
+		return x.RuntimeArgs
+	}
+	return nil
 }
 
 // Restart says when the shim starts the process again by itself.
@@ -1781,7 +1797,7 @@ var File_gantry_shim_v1_shim_proto protoreflect.FileDescriptor
 
 const file_gantry_shim_v1_shim_proto_rawDesc = "" +
 	"\n" +
-	"\x19gantry/shim/v1/shim.proto\x12\x0egantry.shim.v1\x1a\x1bgantry/types/v1/types.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9f\x04\n" +
+	"\x19gantry/shim/v1/shim.proto\x12\x0egantry.shim.v1\x1a\x1bgantry/types/v1/types.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe5\x04\n" +
 	"\x04Boot\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\rR\bprotocol\x12!\n" +
 	"\fcontainer_id\x18\x02 \x01(\tR\vcontainerId\x12\x1b\n" +
@@ -1803,7 +1819,9 @@ const file_gantry_shim_v1_shim_proto_rawDesc = "" +
 	"\x03run\x18\x0f \x01(\x04R\x03run\x12\x14\n" +
 	"\x05netns\x18\x10 \x01(\tR\x05netns\x12\x1a\n" +
 	"\binstance\x18\x11 \x01(\tR\binstance\x12\x16\n" +
-	"\x06create\x18\x12 \x01(\bR\x06create\"c\n" +
+	"\x06create\x18\x12 \x01(\bR\x06create\x12!\n" +
+	"\fruntime_name\x18\x18 \x01(\tR\vruntimeName\x12!\n" +
+	"\fruntime_args\x18\x19 \x03(\tR\vruntimeArgs\"c\n" +
 	"\aRestart\x12\x1d\n" +
 	"\n" +
 	"on_failure\x18\x01 \x01(\bR\tonFailure\x12\x16\n" +

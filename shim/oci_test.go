@@ -1,0 +1,110 @@
+package main
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	shimv1 "github.com/gantryd/gantry/proto/gantry/shim/v1"
+	typesv1 "github.com/gantryd/gantry/proto/gantry/types/v1"
+)
+
+// ociProgram is the OCI runtime that newBox's containers are made by; "" is native.
+var ociProgram string
+
+// TestPrograms holds a shim to the same over an OCI runtime as over the native one.
+func TestPrograms(t *testing.T) {
+	for _, name := range []string{"crun", "runc"} {
+		path, err := exec.LookPath(name)
+		if err != nil {
+			t.Fatalf("%v: install it with test/setup.sh", err)
+		}
+		ociProgram = path
+		t.Cleanup(func() { ociProgram = "" })
+		for _, c := range []struct {
+			name string
+			test func(*testing.T)
+		}{
+			{"run", TestRun},
+			{"stdin", TestStdin},
+			{"stdin ends with its client", TestStdinEndsWithItsClient},
+			{"no stdin", TestNoStdin},
+			{"replay", TestReplay},
+			{"nothing is lost", TestNothingIsLost},
+			{"nothing is lost at the end", TestNothingIsLostAtTheEnd},
+			{"terminal", TestTerminal},
+			{"signals", TestSignals},
+			{"pipe outlives exec", TestPipeOutlivesExec},
+			{"start fails", TestStartFails},
+			{"wrong order", TestWrongOrder},
+			{"delete what never ran", TestDeleteWhatNeverRan},
+			{"restarts", TestRestarts},
+			{"stop ends restarts", TestStopEndsRestarts},
+			{"stop anywhen", TestStopAnywhen},
+			{"pause", TestPause},
+			{"exec", TestExec},
+			{"out of memory", TestOOM},
+			{"stats and update", TestStatsAndUpdate},
+			{"find", TestFind},
+			{"bury", TestBury},
+			{"long path", TestLongPath},
+		} {
+			t.Run(name+"/"+c.name, c.test)
+		}
+	}
+}
+
+// TestProgramsTerminal: a process that is made only when it is started gets its terminal then, with the
+// size that was asked for before, and what was typed.
+func TestProgramsTerminal(t *testing.T) {
+	for _, name := range []string{"crun", "runc"} {
+		t.Run(name, func(t *testing.T) {
+			ociProgram = "/usr/bin/" + name
+			t.Cleanup(func() { ociProgram = "" })
+			b := newBox(t, "sleep", "1000").run()
+			b.spec.Process.Terminal = true
+			b.prepare("x", true, "sh", "-c", "read line; stty size; echo got $line; exit 3")
+			c := b.io("x", true)
+			_, err := b.shim.Resize(b.ctx(), &shimv1.ResizeRequest{Process: "x", Size: &typesv1.TerminalSize{Columns: 101, Rows: 33}})
+			b.ok(err)
+			b.ok(c.Send(stdin("typed\n")))
+			r, err := b.shim.Start(b.ctx(), &shimv1.StartRequest{Process: "x"})
+			b.ok(err)
+			h := hear(t, c, nil)
+			if r.GetPid() == 0 || h.exit.GetCode() != 3 || !strings.Contains(h.out.String(), "33 101\r\ngot typed\r\n") {
+				t.Errorf("pid %d, %v, %q", r.GetPid(), h.exit, h.out.String())
+			}
+		})
+	}
+}
+
+// TestProgramsLeaveNothing: what a program keeps of a container is in the state directory, and goes with
+// it when the shim is killed.
+func TestProgramsLeaveNothing(t *testing.T) {
+	for _, name := range []string{"crun", "runc"} {
+		t.Run(name, func(t *testing.T) {
+			ociProgram = "/usr/bin/" + name
+			t.Cleanup(func() { ociProgram = "" })
+			b := newBox(t, "sleep", "1000").run()
+			id := b.boot.GetContainerId()
+			kept, err := filepath.Glob(filepath.Join(b.dir.State, ociDir, id, "keep", id, "*"))
+			if err != nil || len(kept) == 0 {
+				t.Errorf("it keeps nothing: %v", err)
+			}
+			for _, elsewhere := range []string{"/run/crun", "/run/runc"} {
+				if _, err := os.Stat(filepath.Join(elsewhere, id)); err == nil {
+					t.Errorf("it keeps something in %s", elsewhere)
+				}
+			}
+			x, err := b.sup.Bury(b.ctx(), b.dir)
+			if err != nil || x.Code != 137 {
+				t.Errorf("bury: %+v %v", x, err)
+			}
+			if _, err := os.Stat(b.dir.State); !os.IsNotExist(err) {
+				t.Errorf("the state directory: %v", err)
+			}
+		})
+	}
+}
