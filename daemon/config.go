@@ -39,6 +39,7 @@ type config struct {
 	Limits      limitsConfig              `toml:"limits"`
 	Network     networkConfig             `toml:"network"`
 	Plugins     map[string]pluginConfig   `toml:"plugins"`
+	Runtimes    map[string]runtimeConfig  `toml:"runtimes"`
 	Programs    programsConfig            `toml:"programs"`
 
 	file string // that it was read from; "" if there is none
@@ -76,6 +77,12 @@ type pluginConfig struct {
 	Path    string         `toml:"path"`
 	SHA256  string         `toml:"sha256"`
 	Options map[string]any `toml:"options"`
+}
+
+// runtimeConfig is one OCI runtime, by the name that containers ask for it by.
+type runtimeConfig struct {
+	Path string   `toml:"path"`
+	Args []string `toml:"args"` // before every verb
 }
 
 // programsConfig says where our other programs are; they stand beside gantryd by default.
@@ -180,6 +187,7 @@ func (c *config) check() error {
 			bad("plugins.%q: path %q is not absolute", name, p.Path)
 		}
 	}
+	errs = append(errs, checkRuntimes(c.Runtimes))
 	for host := range c.Registries {
 		if host == "" || strings.ContainsAny(host, "/ @") {
 			bad("registries.%q: write a host, or host:port", host)

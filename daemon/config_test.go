@@ -33,6 +33,11 @@ func TestConfigErrors(t *testing.T) {
 		{"[network]\nbridge = \"a very long name for a bridge\"\n", "no name for a link"},
 		{"[network]\nsubnet = \"10.0.0.0\"\n", "no subnet"},
 		{"[network]\nmtu = 12\n", "between 68 and 65535"},
+		{"[runtimes.native]\npath = \"/bin/x\"\n", "runtimes.native: the native runtime is no program"},
+		{"[runtimes.\"a b\"]\npath = \"/bin/x\"\n", "no name for a runtime"},
+		{"[runtimes.mine]\npath = \"crun\"\n", "\"crun\" is not absolute"},
+		{"[runtimes.mine]\nargs = []\n", "runtimes.mine: it has no path"},
+		{"[runtimes.crun]\npaths = \"/bin/x\"\n", `line 2: key "runtimes.crun.paths" is not known`},
 	} {
 		path := filepath.Join(t.TempDir(), "gantryd.toml")
 		if err := os.WriteFile(path, []byte(c.text), 0o600); err != nil {

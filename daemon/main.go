@@ -5,6 +5,7 @@
 //	listen.go   sockets
 //	wire.go     which part supplies what another needs
 //	recover.go  the daemon's life: what the last one left, serving, reloading, ending
+//	runtimes.go which OCI runtimes there are
 //	warnings.go what this host lacks, and what that costs
 package main
 

@@ -127,7 +127,8 @@ func (h *house) reload(o *options, level *slog.LevelVar) {
 	h.images.Configure(c.registries(), c.Limits.Downloads)
 	h.host.LimitCalls(c.Limits.PluginCalls)
 	h.limits.Store(&c.Limits)
-	slog.Info("configuration read again: registries, log level and limits hold at once, the rest at the next start")
+	h.registered.Store(&c.Runtimes)
+	slog.Info("configuration read again: registries, runtimes, log level and limits hold at once, the rest at the next start")
 }
 
 // close ends the parts, last made first. Containers live on; where none runs, what is gantry's in

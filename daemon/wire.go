@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"sync/atomic"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/grpc"
 
 	"github.com/gantryd/gantry/internal/blob"
@@ -48,13 +49,15 @@ type house struct {
 	containers *containers.Service
 	collector  *gc.Collector
 	server     *grpc.Server
-	limits     atomic.Pointer[limitsConfig] // renewed by SIGHUP
+	limits     atomic.Pointer[limitsConfig]             // renewed by SIGHUP
+	registered atomic.Pointer[map[string]runtimeConfig] // likewise
 }
 
 // build makes every part and starts none.
 func build(c *config) (h *house, err error) {
 	h = &house{config: c, netns: netns.New(filepath.Join(c.State, "netns"))}
 	h.limits.Store(&c.Limits)
+	h.registered.Store(&c.Runtimes)
 	if h.db, err = meta.Open(c.database()); err != nil {
 		return nil, err
 	}
@@ -173,8 +176,9 @@ func (h *house) newContainers() (*containers.Service, error) {
 	filters := filepath.Join(c.Root, "seccomp")
 	return containers.New(containers.Config{
 		Root: c.Root, State: c.State, Instance: c.instance(), Version: version, Snapshotter: c.Snapshotter,
-		LogLimits: h.logLimits,
-		Seccomp:   func(context.Context) (string, error) { return seccomp.File(filters, ocispec.Capabilities()) },
+		LogLimits: h.logLimits, Runtimes: h.runtimes,
+		Seccomp:        func(context.Context) (string, error) { return seccomp.File(filters, ocispec.Capabilities()) },
+		SeccompProfile: func() (*specs.LinuxSeccomp, error) { return seccomp.DefaultProfile(ocispec.Capabilities()) },
 	}, containers.Parts{
 		DB: h.db, Images: h.images, Networks: h.networks, Volumes: h.volumes, Snapshots: h.snapshots, Shims: h.shims, NetNS: h.netns,
 	}), nil
@@ -206,6 +210,7 @@ func (h *house) newSystem() *system.Service {
 	}
 	return system.New(system.Config{
 		Version: version, Root: c.Root, State: c.State, Instance: c.instance(), Snapshotter: c.Snapshotter, Warnings: warnings,
+		Runtimes: h.runtimesInfo,
 	}, system.Parts{
 		DB: h.db, Plugins: h.host, Checks: checks,
 		Usages: []system.Usage{h.images.Usage, h.snapshots.Usages, h.containers.Usage, h.volumes.Usage},

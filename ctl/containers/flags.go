@@ -66,7 +66,7 @@ func (f *specFlags) add(fs *pflag.FlagSet) {
 	fs.StringArrayVar(&f.dns, "dns", nil, "use this nameserver")
 	fs.StringArrayVar(&f.security, "security-opt", nil, "no-new-privileges")
 	fs.StringVar(&f.snapshotter, "snapshotter", "", "storage driver (default: the daemon's)")
-	fs.StringVar(&f.runtime, "runtime", "", "what makes the process (default: native)")
+	fs.StringVar(&f.runtime, "runtime", "", "what makes the process: native, or an OCI runtime that the daemon knows (see: gantry info)")
 	fs.StringVar(&f.platform, "platform", "", "platform of the image, if it is pulled: os/arch[/variant]")
 	fs.StringVar(&f.pull, "pull", "missing", "pull the image first: always, missing, never")
 	fs.StringVar(&f.cidfile, "cidfile", "", "write the container's id to this file, which must not be there")

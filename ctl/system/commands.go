@@ -44,6 +44,7 @@ func runInfo(ctx context.Context, env *cli.Env, format string) error {
 		{"State", i.GetState()},
 		{"Instance", i.GetInstance()},
 		{"Snapshotter", i.GetSnapshotter()},
+		{"Runtimes", runtimeNames(i.GetRuntimes())},
 		{"Containers", fmt.Sprintf("%d (%d running)", i.GetContainers(), i.GetRunning())},
 		{"Images", fmt.Sprint(i.GetImages())},
 		{"Kernel", i.GetKernel()},
@@ -63,12 +64,13 @@ func runInfo(ctx context.Context, env *cli.Env, format string) error {
 		}
 		return nil
 	}
+	runtimes, first := runtimeDocuments(i.GetRuntimes())
 	doc := map[string]any{
 		"Version": i.GetVersion(), "Root": i.GetRoot(), "State": i.GetState(), "Instance": i.GetInstance(), "Snapshotter": i.GetSnapshotter(),
 		"Containers": i.GetContainers(), "ContainersRunning": i.GetRunning(), "Images": i.GetImages(), "KernelVersion": i.GetKernel(),
 		"OperatingSystem": i.GetOperatingSystem(), "Architecture": i.GetArchitecture(), "NCPU": i.GetProcessors(), "MemTotal": i.GetMemoryBytes(),
 		"Cgroups": i.GetCgroups(), "StoreSchema": i.GetStoreSchema(), "Revision": i.GetRevision(), "Operations": i.GetOperations(),
-		"Warnings": append([]string{}, i.GetWarnings()...),
+		"Runtimes": runtimes, "DefaultRuntime": first, "Warnings": append([]string{}, i.GetWarnings()...),
 	}
 	if format == "json" {
 		return json.NewEncoder(env.Out).Encode(doc)
@@ -78,6 +80,31 @@ func runInfo(ctx context.Context, env *cli.Env, format string) error {
 		return err
 	}
 	return cli.Execute(env.Out, tmpl, doc)
+}
+
+// runtimeNames are the runtimes in one line.
+func runtimeNames(rs []*systemv1.Runtime) string {
+	var names []string
+	for i, r := range rs {
+		name := r.GetName()
+		if i == 0 {
+			name += " (default)"
+		}
+		names = append(names, name)
+	}
+	return strings.Join(names, ", ")
+}
+
+// runtimeDocuments are the runtimes as docker's users look them up: by name, with the path.
+func runtimeDocuments(rs []*systemv1.Runtime) (all map[string]any, first string) {
+	all = map[string]any{}
+	for i, r := range rs {
+		if i == 0 {
+			first = r.GetName()
+		}
+		all[r.GetName()] = map[string]any{"Path": r.GetPath(), "Args": append([]string{}, r.GetArgs()...)}
+	}
+	return all, first
 }
 
 func newUsageCommand(env *cli.Env) *cobra.Command {

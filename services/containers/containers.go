@@ -32,6 +32,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/gantryd/gantry/internal/bundle"
 	"github.com/gantryd/gantry/internal/meta"
@@ -43,6 +44,7 @@ import (
 	shimv1 "github.com/gantryd/gantry/proto/gantry/shim/v1"
 	storev1 "github.com/gantryd/gantry/proto/gantry/store/v1"
 	typesv1 "github.com/gantryd/gantry/proto/gantry/types/v1"
+	"github.com/gantryd/gantry/services/containers/admit"
 	"github.com/gantryd/gantry/services/containers/filter"
 	"github.com/gantryd/gantry/snapshotters"
 )
@@ -117,20 +119,23 @@ type NetNS interface {
 
 // Config is where a Service works and what it fills in where users say nothing.
 type Config struct {
-	Root        string            // survives reboots
-	State       string            // does not
-	Instance    string            // the daemon's name for what is its own in the kernel
-	Version     string            // of the daemon
-	Snapshotter string            // the default
-	Runtimes    map[string]string // paths of OCI runtimes by name
-	Host        ocispec.Host      // where resolv.conf and hosts are taken from; zero means the usual places
-	BootID      string            // of this boot; "" means what the kernel says
-	Log         *slog.Logger      // nil means the default
+	Root        string       // survives reboots
+	State       string       // does not
+	Instance    string       // the daemon's name for what is its own in the kernel
+	Version     string       // of the daemon
+	Snapshotter string       // the default
+	Host        ocispec.Host // where resolv.conf and hosts are taken from; zero means the usual places
+	BootID      string       // of this boot; "" means what the kernel says
+	Log         *slog.Logger // nil means the default
 	// LogLimits is what is kept of the output of containers whose users do not say: bytes of one
 	// segment, and segments. nil, or zeros, mean 10 MiB and 3.
 	LogLimits func() (bytes int64, files uint32)
-	// Seccomp returns the path of the compiled filter; nil, or "", means none.
-	Seccomp func(ctx context.Context) (string, error)
+	// Seccomp returns the path of the compiled filter; nil, or "", means none. SeccompProfile is the same
+	// for runtimes that compile it themselves.
+	Seccomp        func(ctx context.Context) (string, error)
+	SeccompProfile func() (*specs.LinuxSeccomp, error)
+	// Runtimes are the OCI runtimes that containers may be made by; nil means none.
+	Runtimes func() []admit.Program
 }
 
 // Parts is what a Service works with.

@@ -23,7 +23,7 @@ import (
 // Create reserves everything a container needs and starts nothing.
 func (s *Service) Create(ctx context.Context, name string, labels map[string]string, spec *containersv1.Spec) (c *containersv1.Container, err error) {
 	defer func() { err = wrap(err, "create container %s", name) }()
-	if err := admit.Check(name, labels, spec, s.Runtimes); err != nil {
+	if err := admit.Check(name, labels, spec, s.runtimes()); err != nil {
 		return nil, err
 	}
 	if spec.GetNetworkMode() != containersv1.NetworkMode_NETWORK_MODE_HOST { // there, as with docker, all ports are the host's and none is published
@@ -52,6 +52,14 @@ func (s *Service) Create(ctx context.Context, name string, labels map[string]str
 		return nil, err
 	}
 	return k.last(), nil
+}
+
+// runtimes are the OCI runtimes of now: the configuration may have been read again.
+func (s *Service) runtimes() []admit.Program {
+	if s.Runtimes == nil {
+		return nil
+	}
+	return s.Runtimes()
 }
 
 // make claims, prepares and records c, which gets a name if it has none.

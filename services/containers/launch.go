@@ -53,6 +53,7 @@ type launch struct {
 	netns     string
 	endpoints []*networksv1.Endpoint
 	volumes   []*typesv1.Mount
+	runtime   admit.Program
 	shim      supervise.Shim
 	pid       uint32
 	warnings  []string // of the shim: what could only be done in part
@@ -204,6 +205,9 @@ func (l *launch) boot(ctx context.Context, pinned <-chan struct{}) error {
 		}
 	}
 	l.clock.mark("mounts")
+	if l.runtime, err = admit.Runtime(l.c.GetSpec().GetRuntime(), l.s.runtimes()); err != nil {
+		return err
+	}
 	if err := l.bundle(); err != nil {
 		return err
 	}
@@ -257,6 +261,11 @@ func (l *launch) bundle() error {
 	if err != nil {
 		return err
 	}
+	if l.runtime.Path != "" && l.s.SeccompProfile != nil { // it compiles the filter itself
+		if spec.Linux.Seccomp, err = l.s.SeccompProfile(); err != nil {
+			return fmt.Errorf("seccomp profile: %w", err)
+		}
+	}
 	raw, err := json.Marshal(spec)
 	if err != nil {
 		return fmt.Errorf("config.json: %w", err)
@@ -290,18 +299,14 @@ func sources(c *containersv1.Container) error {
 }
 
 // message is what a shim is told when it is born.
-func (l *launch) message(ctx context.Context, rootfs []*typesv1.Mount) (*shimv1.Boot, error) {
+func (l *launch) message(ctx context.Context, rootfs []*typesv1.Mount) (_ *shimv1.Boot, err error) {
 	spec, id := l.c.GetSpec(), l.k.id
-	path, err := admit.Runtime(spec.GetRuntime(), l.s.Runtimes)
-	if err != nil {
-		return nil, err
-	}
 	run := l.c.GetStatus().GetRuns() + 1
 	if last, ok, err := l.s.state(id).LastExit(); err == nil && ok { // also of one that was never committed
 		run = max(run, last.Run+1)
 	}
 	b := &shimv1.Boot{
-		Protocol: protocol, ContainerId: id, StateDir: l.s.state(id).State, Dir: l.s.dir(id), Runtime: path, Rootfs: rootfs,
+		Protocol: protocol, ContainerId: id, StateDir: l.s.state(id).State, Dir: l.s.dir(id), Rootfs: rootfs,
 		DaemonVersion: l.s.Version, Instance: l.s.Instance, Netns: l.netns, Run: run,
 		User: ocispec.User(l.c), Init: spec.GetInit(), OpenStdin: spec.GetOpenStdin(), StdinOnce: spec.GetStdinOnce(), Create: true,
 		Log: &shimv1.LogSink{Path: l.s.state(id).Log(), MaxBytes: spec.GetLog().GetMaxBytes(), MaxFiles: spec.GetLog().GetMaxFiles()},
@@ -313,6 +318,10 @@ func (l *launch) message(ctx context.Context, rootfs []*typesv1.Mount) (*shimv1.
 	case containersv1.RestartPolicy_WHEN_EXITED:
 		b.Restart = &shimv1.Restart{Always: true, MaxAttempts: p.GetMaxAttempts()}
 	case containersv1.RestartPolicy_WHEN_UNSPECIFIED:
+	}
+	if l.runtime.Path != "" {
+		b.Runtime, b.RuntimeName, b.RuntimeArgs = l.runtime.Path, l.runtime.Name, l.runtime.Args
+		return b, nil
 	}
 	if l.s.Seccomp != nil {
 		if b.Seccomp, err = l.s.Seccomp(ctx); err != nil {

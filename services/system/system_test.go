@@ -92,13 +92,16 @@ func TestInfo(t *testing.T) {
 	if _, err := db.Begin("image.pull"); err != nil {
 		t.Fatal(err)
 	}
-	c := serve(t, New(Config{Version: "v", Root: "/r", Instance: "gantry", Warnings: func() []string { return []string{"no swap"} }}, Parts{DB: db, Plugins: fakePlugins{}}))
+	c := serve(t, New(Config{Version: "v", Root: "/r", Instance: "gantry", Warnings: func() []string { return []string{"no swap"} }, Runtimes: func() []*systemv1.Runtime { return []*systemv1.Runtime{{Name: "native"}, {Name: "mine", Path: "/p"}} }}, Parts{DB: db, Plugins: fakePlugins{}}))
 	i, err := c.Info(t.Context(), &systemv1.InfoRequest{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if i.Containers != 3 || i.Running != 2 || i.Images != 0 || i.Operations != 1 || i.Revision != 3 || i.StoreSchema != meta.SchemaVersion || i.Root != "/r" || !slices.Equal(i.Warnings, []string{"no swap"}) {
 		t.Errorf("%v", i)
+	}
+	if r := i.GetRuntimes(); len(r) != 2 || r[0].GetName() != "native" || r[1].GetPath() != "/p" {
+		t.Errorf("runtimes: %v", r)
 	}
 	if i.Kernel == "" || i.OperatingSystem == "" || i.MemoryBytes < 1<<20 || i.Processors == 0 || i.Architecture == "" || !slices.Contains([]string{"v1", "hybrid", "v2"}, i.Cgroups) {
 		t.Errorf("of the host: %v", i)

@@ -6,9 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path"
-	"path/filepath"
 	"regexp"
 	"runtime"
 	"slices"
@@ -29,9 +27,16 @@ const maxSpec = 1 << 20
 
 var goodName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$`)
 
-// Check refuses what could not work, before anything is made for it. runtimes are the paths of OCI
-// runtimes by name. The errors are of class InvalidArgument.
-func Check(name string, labels map[string]string, spec *containersv1.Spec, runtimes map[string]string) error {
+// Program is an OCI runtime that this host has; without a path, the native one, which needs no program.
+type Program struct {
+	Name string
+	Path string
+	Args []string // before every verb
+}
+
+// Check refuses what could not work, before anything is made for it. The errors are of class
+// InvalidArgument.
+func Check(name string, labels map[string]string, spec *containersv1.Spec, runtimes []Program) error {
 	switch {
 	case spec.GetImage() == "":
 		return invalid("no image is named")
@@ -57,8 +62,12 @@ func Check(name string, labels map[string]string, spec *containersv1.Spec, runti
 	if err := checkLog(spec.GetLog()); err != nil {
 		return err
 	}
-	if _, err := Runtime(spec.GetRuntime(), runtimes); err != nil {
+	r, err := Runtime(spec.GetRuntime(), runtimes)
+	if err != nil {
 		return err
+	}
+	if r.Path != "" && spec.GetInit() {
+		return invalid("runtime %s: it has no small init; run it without, or with the runtime %s", r.Name, Native)
 	}
 	if err := checkNetworks(spec); err != nil {
 		return err
@@ -146,21 +155,28 @@ func proto1(p *containersv1.PortMapping) string {
 	return p.GetProtocol()
 }
 
-// Runtime finds what makes the process: "" is native, any other word is a path, or a name from the configuration or $PATH.
-func Runtime(name string, runtimes map[string]string) (string, error) {
-	switch {
-	case name == "" || name == "native":
-		return "", nil
-	case runtimes[name] != "":
-		name = runtimes[name]
-	case !filepath.IsAbs(name) && strings.Contains(name, "/"):
-		return "", invalid("runtime %q: give a name or an absolute path", name)
+// Native is the name of the runtime that is there without a program, and the default.
+const Native = "native"
+
+// Runtime finds what makes the process; "" is native. Programs that nobody has registered are not
+// executed: whoever may make a container may not therefore choose what the daemon runs.
+func Runtime(name string, runtimes []Program) (Program, error) {
+	if name == "" || name == Native {
+		return Program{Name: Native}, nil
 	}
-	found, err := exec.LookPath(name)
-	if err != nil {
-		return "", invalid("runtime %q: %v; native needs no program", name, err)
+	known := []string{Native}
+	for _, r := range runtimes {
+		if r.Name != name {
+			known = append(known, r.Name)
+			continue
+		}
+		if st, err := os.Stat(r.Path); err != nil || !st.Mode().IsRegular() || st.Mode()&0o111 == 0 {
+			return Program{}, invalid("runtime %s: there is no program at %s", name, r.Path)
+		}
+		return r, nil
 	}
-	return found, nil
+	slices.Sort(known)
+	return Program{}, invalid("runtime %q is not known; there are: %s (others are registered in the daemon's configuration, under runtimes)", name, strings.Join(known, ", "))
 }
 
 // StopSignal is the signal that asks a container to stop: the user's, else the image's, else SIGTERM.

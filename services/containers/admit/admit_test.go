@@ -92,16 +92,24 @@ func TestStopSignal(t *testing.T) {
 }
 
 func TestRuntime(t *testing.T) {
-	for name, want := range map[string]string{"": "", "native": "", "sh": "/bin/sh", "mine": "/bin/sh", "/bin/sh": "/bin/sh"} {
-		got, err := Runtime(name, map[string]string{"mine": "/bin/sh", "sh": "/bin/sh"})
-		if err != nil || got != want {
-			t.Errorf("%q: %q, %v", name, got, err)
+	runtimes := []Program{{Name: "mine", Path: "/bin/sh", Args: []string{"-e"}}, {Name: "gone", Path: "/no/such/program"}, {Name: "file", Path: "/etc/passwd"}}
+	for name, want := range map[string]string{"": "", "native": "", "mine": "/bin/sh"} {
+		got, err := Runtime(name, runtimes)
+		if err != nil || got.Path != want || len(got.Args) != len(want)/len("/bin/sh") {
+			t.Errorf("%q: %+v, %v", name, got, err)
 		}
 	}
-	for _, name := range []string{"./sh", "no-such-program", "/etc/passwd"} {
-		if _, err := Runtime(name, nil); !errdefs.IsInvalidArgument(err) {
-			t.Errorf("%q: %v", name, err)
+	for name, want := range map[string]string{
+		"other": "there are: file, gone, mine, native", "/bin/sh": "is not known", "./sh": "is not known", "gone": "no program at /no/such/program",
+		"file": "no program at /etc/passwd",
+	} {
+		err := Check("", nil, &containersv1.Spec{Image: "x", Runtime: name}, runtimes)
+		if !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v; want %q", name, err, want)
 		}
+	}
+	if err := Check("", nil, &containersv1.Spec{Image: "x", Runtime: "mine", Init: true}, runtimes); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "init") {
+		t.Errorf("an init: %v", err)
 	}
 }
 

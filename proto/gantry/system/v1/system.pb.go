@@ -77,7 +77,7 @@ func (x Plugin_State) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Plugin_State.Descriptor instead.
 func (Plugin_State) EnumDescriptor() ([]byte, []int) {
-	return file_gantry_system_v1_system_proto_rawDescGZIP(), []int{7, 0}
+	return file_gantry_system_v1_system_proto_rawDescGZIP(), []int{8, 0}
 }
 
 // InfoRequest is empty.
@@ -139,6 +139,7 @@ type InfoResponse struct {
 	Warnings        []string               `protobuf:"bytes,17,rep,name=warnings,proto3" json:"warnings,omitempty"`      // what this host lacks, and what that costs
 	Revision        uint64                 `protobuf:"varint,18,opt,name=revision,proto3" json:"revision,omitempty"`     // of the store, now
 	Operations      uint32                 `protobuf:"varint,19,opt,name=operations,proto3" json:"operations,omitempty"` // under way
+	Runtimes        []*Runtime             `protobuf:"bytes,24,rep,name=runtimes,proto3" json:"runtimes,omitempty"`      // what containers may be made by; the first is the default
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -306,6 +307,74 @@ func (x *InfoResponse) GetOperations() uint32 {
 	return 0
 }
 
+func (x *InfoResponse) GetRuntimes() []*Runtime {
+	if x != nil {
+		return x.Runtimes
+	}
+	return nil
+}
+
+// Runtime makes containers.
+type Runtime struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Path          string                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"` // of its program; "" needs none
+	Args          []string               `protobuf:"bytes,3,rep,name=args,proto3" json:"args,omitempty"` // before every verb
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Runtime) Reset() {
+	*x = Runtime{}
+	mi := &file_gantry_system_v1_system_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Runtime) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Runtime) ProtoMessage() {}
+
+func (x *Runtime) ProtoReflect() protoreflect.Message {
+	mi := &file_gantry_system_v1_system_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Runtime.ProtoReflect.Descriptor instead.
+func (*Runtime) Descriptor() ([]byte, []int) {
+	return file_gantry_system_v1_system_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Runtime) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Runtime) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *Runtime) GetArgs() []string {
+	if x != nil {
+		return x.Args
+	}
+	return nil
+}
+
 // UsageRequest is empty.
 type UsageRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -315,7 +384,7 @@ type UsageRequest struct {
 
 func (x *UsageRequest) Reset() {
 	*x = UsageRequest{}
-	mi := &file_gantry_system_v1_system_proto_msgTypes[2]
+	mi := &file_gantry_system_v1_system_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -327,7 +396,7 @@ func (x *UsageRequest) String() string {
 func (*UsageRequest) ProtoMessage() {}
 
 func (x *UsageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_system_v1_system_proto_msgTypes[2]
+	mi := &file_gantry_system_v1_system_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -340,7 +409,7 @@ func (x *UsageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageRequest.ProtoReflect.Descriptor instead.
 func (*UsageRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_system_v1_system_proto_rawDescGZIP(), []int{2}
+	return file_gantry_system_v1_system_proto_rawDescGZIP(), []int{3}
 }
 
 // UsageResponse is what each kind takes.
@@ -353,7 +422,7 @@ type UsageResponse struct {
 
 func (x *UsageResponse) Reset() {
 	*x = UsageResponse{}
-	mi := &file_gantry_system_v1_system_proto_msgTypes[3]
+	mi := &file_gantry_system_v1_system_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -365,7 +434,7 @@ func (x *UsageResponse) String() string {
 func (*UsageResponse) ProtoMessage() {}
 
 func (x *UsageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_system_v1_system_proto_msgTypes[3]
+	mi := &file_gantry_system_v1_system_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -378,7 +447,7 @@ func (x *UsageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageResponse.ProtoReflect.Descriptor instead.
 func (*UsageResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_system_v1_system_proto_rawDescGZIP(), []int{3}
+	return file_gantry_system_v1_system_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *UsageResponse) GetUsage() []*Usage {
@@ -402,7 +471,7 @@ type Usage struct {
 
 func (x *Usage) Reset() {
 	*x = Usage{}
-	mi := &file_gantry_system_v1_system_proto_msgTypes[4]
+	mi := &file_gantry_system_v1_system_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -414,7 +483,7 @@ func (x *Usage) String() string {
 func (*Usage) ProtoMessage() {}
 
 func (x *Usage) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_system_v1_system_proto_msgTypes[4]
+	mi := &file_gantry_system_v1_system_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -427,7 +496,7 @@ func (x *Usage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Usage.ProtoReflect.Descriptor instead.
 func (*Usage) Descriptor() ([]byte, []int) {
-	return file_gantry_system_v1_system_proto_rawDescGZIP(), []int{4}
+	return file_gantry_system_v1_system_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Usage) GetKind() string {
@@ -475,7 +544,7 @@ type CheckRequest struct {
 
 func (x *CheckRequest) Reset() {
 	*x = CheckRequest{}
-	mi := &file_gantry_system_v1_system_proto_msgTypes[5]
+	mi := &file_gantry_system_v1_system_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -487,7 +556,7 @@ func (x *CheckRequest) String() string {
 func (*CheckRequest) ProtoMessage() {}
 
 func (x *CheckRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_system_v1_system_proto_msgTypes[5]
+	mi := &file_gantry_system_v1_system_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -500,7 +569,7 @@ func (x *CheckRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckRequest.ProtoReflect.Descriptor instead.
 func (*CheckRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_system_v1_system_proto_rawDescGZIP(), []int{5}
+	return file_gantry_system_v1_system_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *CheckRequest) GetRepair() bool {
@@ -523,7 +592,7 @@ type CheckResponse struct {
 
 func (x *CheckResponse) Reset() {
 	*x = CheckResponse{}
-	mi := &file_gantry_system_v1_system_proto_msgTypes[6]
+	mi := &file_gantry_system_v1_system_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -535,7 +604,7 @@ func (x *CheckResponse) String() string {
 func (*CheckResponse) ProtoMessage() {}
 
 func (x *CheckResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_system_v1_system_proto_msgTypes[6]
+	mi := &file_gantry_system_v1_system_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -548,7 +617,7 @@ func (x *CheckResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckResponse.ProtoReflect.Descriptor instead.
 func (*CheckResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_system_v1_system_proto_rawDescGZIP(), []int{6}
+	return file_gantry_system_v1_system_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *CheckResponse) GetInvariant() string {
@@ -601,7 +670,7 @@ type Plugin struct {
 
 func (x *Plugin) Reset() {
 	*x = Plugin{}
-	mi := &file_gantry_system_v1_system_proto_msgTypes[7]
+	mi := &file_gantry_system_v1_system_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -613,7 +682,7 @@ func (x *Plugin) String() string {
 func (*Plugin) ProtoMessage() {}
 
 func (x *Plugin) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_system_v1_system_proto_msgTypes[7]
+	mi := &file_gantry_system_v1_system_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -626,7 +695,7 @@ func (x *Plugin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Plugin.ProtoReflect.Descriptor instead.
 func (*Plugin) Descriptor() ([]byte, []int) {
-	return file_gantry_system_v1_system_proto_rawDescGZIP(), []int{7}
+	return file_gantry_system_v1_system_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Plugin) GetFamily() string {
@@ -729,7 +798,7 @@ type ListPluginsRequest struct {
 
 func (x *ListPluginsRequest) Reset() {
 	*x = ListPluginsRequest{}
-	mi := &file_gantry_system_v1_system_proto_msgTypes[8]
+	mi := &file_gantry_system_v1_system_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -741,7 +810,7 @@ func (x *ListPluginsRequest) String() string {
 func (*ListPluginsRequest) ProtoMessage() {}
 
 func (x *ListPluginsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_system_v1_system_proto_msgTypes[8]
+	mi := &file_gantry_system_v1_system_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -754,7 +823,7 @@ func (x *ListPluginsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPluginsRequest.ProtoReflect.Descriptor instead.
 func (*ListPluginsRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_system_v1_system_proto_rawDescGZIP(), []int{8}
+	return file_gantry_system_v1_system_proto_rawDescGZIP(), []int{9}
 }
 
 // ListPluginsResponse is one plugin.
@@ -767,7 +836,7 @@ type ListPluginsResponse struct {
 
 func (x *ListPluginsResponse) Reset() {
 	*x = ListPluginsResponse{}
-	mi := &file_gantry_system_v1_system_proto_msgTypes[9]
+	mi := &file_gantry_system_v1_system_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -779,7 +848,7 @@ func (x *ListPluginsResponse) String() string {
 func (*ListPluginsResponse) ProtoMessage() {}
 
 func (x *ListPluginsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_system_v1_system_proto_msgTypes[9]
+	mi := &file_gantry_system_v1_system_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -792,7 +861,7 @@ func (x *ListPluginsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPluginsResponse.ProtoReflect.Descriptor instead.
 func (*ListPluginsResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_system_v1_system_proto_rawDescGZIP(), []int{9}
+	return file_gantry_system_v1_system_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ListPluginsResponse) GetPlugin() *Plugin {
@@ -813,7 +882,7 @@ type RestartPluginRequest struct {
 
 func (x *RestartPluginRequest) Reset() {
 	*x = RestartPluginRequest{}
-	mi := &file_gantry_system_v1_system_proto_msgTypes[10]
+	mi := &file_gantry_system_v1_system_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -825,7 +894,7 @@ func (x *RestartPluginRequest) String() string {
 func (*RestartPluginRequest) ProtoMessage() {}
 
 func (x *RestartPluginRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_system_v1_system_proto_msgTypes[10]
+	mi := &file_gantry_system_v1_system_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -838,7 +907,7 @@ func (x *RestartPluginRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartPluginRequest.ProtoReflect.Descriptor instead.
 func (*RestartPluginRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_system_v1_system_proto_rawDescGZIP(), []int{10}
+	return file_gantry_system_v1_system_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *RestartPluginRequest) GetFamily() string {
@@ -865,7 +934,7 @@ type RestartPluginResponse struct {
 
 func (x *RestartPluginResponse) Reset() {
 	*x = RestartPluginResponse{}
-	mi := &file_gantry_system_v1_system_proto_msgTypes[11]
+	mi := &file_gantry_system_v1_system_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -877,7 +946,7 @@ func (x *RestartPluginResponse) String() string {
 func (*RestartPluginResponse) ProtoMessage() {}
 
 func (x *RestartPluginResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_system_v1_system_proto_msgTypes[11]
+	mi := &file_gantry_system_v1_system_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -890,7 +959,7 @@ func (x *RestartPluginResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartPluginResponse.ProtoReflect.Descriptor instead.
 func (*RestartPluginResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_system_v1_system_proto_rawDescGZIP(), []int{11}
+	return file_gantry_system_v1_system_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *RestartPluginResponse) GetPlugin() *Plugin {
@@ -905,7 +974,7 @@ var File_gantry_system_v1_system_proto protoreflect.FileDescriptor
 const file_gantry_system_v1_system_proto_rawDesc = "" +
 	"\n" +
 	"\x1dgantry/system/v1/system.proto\x12\x10gantry.system.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\r\n" +
-	"\vInfoRequest\"\xb3\x04\n" +
+	"\vInfoRequest\"\xea\x04\n" +
 	"\fInfoResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x10\n" +
 	"\x03api\x18\x02 \x01(\tR\x03api\x12!\n" +
@@ -932,7 +1001,12 @@ const file_gantry_system_v1_system_proto_rawDesc = "" +
 	"\brevision\x18\x12 \x01(\x04R\brevision\x12\x1e\n" +
 	"\n" +
 	"operations\x18\x13 \x01(\rR\n" +
-	"operations\"\x0e\n" +
+	"operations\x125\n" +
+	"\bruntimes\x18\x18 \x03(\v2\x19.gantry.system.v1.RuntimeR\bruntimes\"E\n" +
+	"\aRuntime\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\x12\x12\n" +
+	"\x04args\x18\x03 \x03(\tR\x04args\"\x0e\n" +
 	"\fUsageRequest\">\n" +
 	"\rUsageResponse\x12-\n" +
 	"\x05usage\x18\x01 \x03(\v2\x17.gantry.system.v1.UsageR\x05usage\"\x8c\x01\n" +
@@ -1001,44 +1075,46 @@ func file_gantry_system_v1_system_proto_rawDescGZIP() []byte {
 }
 
 var file_gantry_system_v1_system_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_gantry_system_v1_system_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_gantry_system_v1_system_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_gantry_system_v1_system_proto_goTypes = []any{
 	(Plugin_State)(0),             // 0: gantry.system.v1.Plugin.State
 	(*InfoRequest)(nil),           // 1: gantry.system.v1.InfoRequest
 	(*InfoResponse)(nil),          // 2: gantry.system.v1.InfoResponse
-	(*UsageRequest)(nil),          // 3: gantry.system.v1.UsageRequest
-	(*UsageResponse)(nil),         // 4: gantry.system.v1.UsageResponse
-	(*Usage)(nil),                 // 5: gantry.system.v1.Usage
-	(*CheckRequest)(nil),          // 6: gantry.system.v1.CheckRequest
-	(*CheckResponse)(nil),         // 7: gantry.system.v1.CheckResponse
-	(*Plugin)(nil),                // 8: gantry.system.v1.Plugin
-	(*ListPluginsRequest)(nil),    // 9: gantry.system.v1.ListPluginsRequest
-	(*ListPluginsResponse)(nil),   // 10: gantry.system.v1.ListPluginsResponse
-	(*RestartPluginRequest)(nil),  // 11: gantry.system.v1.RestartPluginRequest
-	(*RestartPluginResponse)(nil), // 12: gantry.system.v1.RestartPluginResponse
-	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
+	(*Runtime)(nil),               // 3: gantry.system.v1.Runtime
+	(*UsageRequest)(nil),          // 4: gantry.system.v1.UsageRequest
+	(*UsageResponse)(nil),         // 5: gantry.system.v1.UsageResponse
+	(*Usage)(nil),                 // 6: gantry.system.v1.Usage
+	(*CheckRequest)(nil),          // 7: gantry.system.v1.CheckRequest
+	(*CheckResponse)(nil),         // 8: gantry.system.v1.CheckResponse
+	(*Plugin)(nil),                // 9: gantry.system.v1.Plugin
+	(*ListPluginsRequest)(nil),    // 10: gantry.system.v1.ListPluginsRequest
+	(*ListPluginsResponse)(nil),   // 11: gantry.system.v1.ListPluginsResponse
+	(*RestartPluginRequest)(nil),  // 12: gantry.system.v1.RestartPluginRequest
+	(*RestartPluginResponse)(nil), // 13: gantry.system.v1.RestartPluginResponse
+	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
 }
 var file_gantry_system_v1_system_proto_depIdxs = []int32{
-	5,  // 0: gantry.system.v1.UsageResponse.usage:type_name -> gantry.system.v1.Usage
-	0,  // 1: gantry.system.v1.Plugin.state:type_name -> gantry.system.v1.Plugin.State
-	13, // 2: gantry.system.v1.Plugin.started_at:type_name -> google.protobuf.Timestamp
-	8,  // 3: gantry.system.v1.ListPluginsResponse.plugin:type_name -> gantry.system.v1.Plugin
-	8,  // 4: gantry.system.v1.RestartPluginResponse.plugin:type_name -> gantry.system.v1.Plugin
-	1,  // 5: gantry.system.v1.SystemService.Info:input_type -> gantry.system.v1.InfoRequest
-	3,  // 6: gantry.system.v1.SystemService.Usage:input_type -> gantry.system.v1.UsageRequest
-	6,  // 7: gantry.system.v1.SystemService.Check:input_type -> gantry.system.v1.CheckRequest
-	9,  // 8: gantry.system.v1.SystemService.ListPlugins:input_type -> gantry.system.v1.ListPluginsRequest
-	11, // 9: gantry.system.v1.SystemService.RestartPlugin:input_type -> gantry.system.v1.RestartPluginRequest
-	2,  // 10: gantry.system.v1.SystemService.Info:output_type -> gantry.system.v1.InfoResponse
-	4,  // 11: gantry.system.v1.SystemService.Usage:output_type -> gantry.system.v1.UsageResponse
-	7,  // 12: gantry.system.v1.SystemService.Check:output_type -> gantry.system.v1.CheckResponse
-	10, // 13: gantry.system.v1.SystemService.ListPlugins:output_type -> gantry.system.v1.ListPluginsResponse
-	12, // 14: gantry.system.v1.SystemService.RestartPlugin:output_type -> gantry.system.v1.RestartPluginResponse
-	10, // [10:15] is the sub-list for method output_type
-	5,  // [5:10] is the sub-list for method input_type
-	5,  // [5:5] is the sub-list for extension type_name
-	5,  // [5:5] is the sub-list for extension extendee
-	0,  // [0:5] is the sub-list for field type_name
+	3,  // 0: gantry.system.v1.InfoResponse.runtimes:type_name -> gantry.system.v1.Runtime
+	6,  // 1: gantry.system.v1.UsageResponse.usage:type_name -> gantry.system.v1.Usage
+	0,  // 2: gantry.system.v1.Plugin.state:type_name -> gantry.system.v1.Plugin.State
+	14, // 3: gantry.system.v1.Plugin.started_at:type_name -> google.protobuf.Timestamp
+	9,  // 4: gantry.system.v1.ListPluginsResponse.plugin:type_name -> gantry.system.v1.Plugin
+	9,  // 5: gantry.system.v1.RestartPluginResponse.plugin:type_name -> gantry.system.v1.Plugin
+	1,  // 6: gantry.system.v1.SystemService.Info:input_type -> gantry.system.v1.InfoRequest
+	4,  // 7: gantry.system.v1.SystemService.Usage:input_type -> gantry.system.v1.UsageRequest
+	7,  // 8: gantry.system.v1.SystemService.Check:input_type -> gantry.system.v1.CheckRequest
+	10, // 9: gantry.system.v1.SystemService.ListPlugins:input_type -> gantry.system.v1.ListPluginsRequest
+	12, // 10: gantry.system.v1.SystemService.RestartPlugin:input_type -> gantry.system.v1.RestartPluginRequest
+	2,  // 11: gantry.system.v1.SystemService.Info:output_type -> gantry.system.v1.InfoResponse
+	5,  // 12: gantry.system.v1.SystemService.Usage:output_type -> gantry.system.v1.UsageResponse
+	8,  // 13: gantry.system.v1.SystemService.Check:output_type -> gantry.system.v1.CheckResponse
+	11, // 14: gantry.system.v1.SystemService.ListPlugins:output_type -> gantry.system.v1.ListPluginsResponse
+	13, // 15: gantry.system.v1.SystemService.RestartPlugin:output_type -> gantry.system.v1.RestartPluginResponse
+	11, // [11:16] is the sub-list for method output_type
+	6,  // [6:11] is the sub-list for method input_type
+	6,  // [6:6] is the sub-list for extension type_name
+	6,  // [6:6] is the sub-list for extension extendee
+	0,  // [0:6] is the sub-list for field type_name
 }
 
 func init() { file_gantry_system_v1_system_proto_init() }
@@ -1052,7 +1128,7 @@ func file_gantry_system_v1_system_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_gantry_system_v1_system_proto_rawDesc), len(file_gantry_system_v1_system_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   12,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
