@@ -4,7 +4,7 @@
 set -euo pipefail
 
 case "${1:-test}" in
-test) packages=(busybox-static docker-registry skopeo umoci debootstrap iproute2 nftables procps attr libcap2-bin openssl e2fsprogs kmod iptables libseccomp2 systemd qemu-system-x86 qemu-user docker.io) ;;
+test) packages=(busybox-static docker-registry skopeo umoci debootstrap iproute2 nftables procps attr libcap2-bin openssl e2fsprogs kmod iptables libseccomp2 systemd qemu-system-x86 qemu-user docker.io crun runc) ;;
 bench) packages=(busybox-static docker-registry skopeo debootstrap docker.io podman containerd runc crun) ;;
 *)
 	echo "setup: $1: test and bench are known" >&2
