@@ -4,8 +4,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	shimv1 "github.com/gantryd/gantry/proto/gantry/shim/v1"
 	typesv1 "github.com/gantryd/gantry/proto/gantry/types/v1"
@@ -77,6 +81,46 @@ func TestProgramsTerminal(t *testing.T) {
 				t.Errorf("pid %d, %v, %q", r.GetPid(), h.exit, h.out.String())
 			}
 		})
+	}
+}
+
+// TestProgramsDieWithTheirShim: a program at work does not go on when the shim is killed. What it would
+// make then, nobody would find.
+func TestProgramsDieWithTheirShim(t *testing.T) {
+	dir := t.TempDir()
+	ociProgram = filepath.Join(dir, "program")
+	t.Cleanup(func() { ociProgram = "" })
+	pid := filepath.Join(dir, "pid")
+	text := "#!/bin/sh\n[ \"$1\" = features ] || [ \"$1\" = --version ] && exit 0\necho $$ >" + pid + ".new && mv " + pid + ".new " + pid + "\nexec sleep 1000\n"
+	if err := os.WriteFile(ociProgram, []byte(text), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	b := newBox(t, "true").spawn()
+	created := make(chan error, 1)
+	go func() {
+		_, err := b.shim.Create(b.ctx(), &shimv1.CreateRequest{})
+		created <- err
+	}()
+	n := 0
+	for end := time.Now().Add(10 * time.Second); n == 0 && time.Now().Before(end); time.Sleep(time.Millisecond) {
+		if raw, err := os.ReadFile(pid); err == nil {
+			n, _ = strconv.Atoi(strings.TrimSpace(string(raw)))
+		}
+	}
+	if n < 2 || unix.Kill(n, 0) != nil {
+		t.Fatal("the program does not run")
+	}
+	if _, err := b.sup.Bury(b.ctx(), b.dir); err != nil {
+		t.Error(err)
+	}
+	if err := <-created; err == nil {
+		t.Error("it is created")
+	}
+	for end := time.Now().Add(10 * time.Second); unix.Kill(n, 0) == nil; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			_ = unix.Kill(n, unix.SIGKILL)
+			t.Fatal("the program outlives its shim")
+		}
 	}
 }
 

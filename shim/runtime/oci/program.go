@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -85,7 +87,12 @@ func (r *Runtime) execute(ctx context.Context, c *call, argv []string) (*os.Proc
 		defer one.Close() //nolint:errcheck // a copy
 		files[i] = one
 	}
-	p, err := os.StartProcess(r.o.Path, argv, &os.ProcAttr{Dir: c.dir, Env: environment(), Files: files})
+	p, err := os.StartProcess(r.o.Path, argv, &os.ProcAttr{
+		Dir: c.dir, Env: environment(), Files: files,
+		// A program that outlived this process would go on making what nobody knows of, after whoever buries
+		// the container has looked. (The signal comes when this thread ends, which waits for the program.)
+		Sys: &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL},
+	})
 	if err != nil {
 		return nil, fmt.Errorf("runtime %s: execute %s: %w", r.o.Name, r.o.Path, err)
 	}
@@ -147,7 +154,7 @@ func (r *Runtime) output(ctx context.Context, args ...string) ([]byte, error) {
 	}
 	b := make([]byte, maxOutput)
 	n, err := f.ReadAt(b, 0)
-	if n > 0 {
+	if errors.Is(err, io.EOF) {
 		err = nil
 	}
 	return b[:n], err
@@ -225,7 +232,7 @@ func (r *Runtime) knows(ctx context.Context) (*knowledge, error) {
 		}
 	default:
 		if raw, err = r.output(ctx, "--version"); err != nil {
-			return nil, fmt.Errorf("runtime %s: %s does not answer --version: %w", r.o.Name, r.o.Path, err)
+			return nil, fmt.Errorf("%s does not answer --version: %w", r.o.Path, err)
 		}
 		for l := range bytes.Lines(raw) {
 			switch v, _ := parseVersion(string(l)); {

@@ -49,6 +49,7 @@ func TestKnowledge(t *testing.T) {
 		},
 		"an old crun": {`[ "$2" = --version ] && printf 'crun version 1.3\nspec: 1.0.0\n'`, knowledge{oldest, nil, false}},
 		"runsc":       {`[ "$2" = --version ] && printf 'runsc version release-2024\nspec: 1.1.0-rc.1\n'`, knowledge{version{1, 1, 0}, nil, false}},
+		"silence":     {`exit 0`, knowledge{oldest, nil, false}},
 		"no word":     {`[ "$2" = --version ] && echo hello`, knowledge{oldest, nil, false}},
 	} {
 		k, err := script(t, tc.script).knows(runtimetest.Context(t))
@@ -179,17 +180,41 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// TestUserInside: who is meant is read in the container's files, wherever links in them lead to.
+func TestUserInside(t *testing.T) {
+	b := runtimetest.New(t, newRuntime(t, "crun"), lacks...)
+	outside := filepath.Join(b.Dir, "passwd")
+	if err := os.WriteFile(outside, []byte("evil:x:4242:4242::/:/bin/sh\n"), 0o644); err != nil { //nolint:gosec // as /etc/passwd
+		t.Fatal(err)
+	}
+	for _, to := range []string{outside, "../../../../../../../.." + outside, "/proc/self/root" + outside} {
+		if err := errors.Join(os.RemoveAll(filepath.Join(b.Lower, "etc/passwd")), os.Symlink(to, filepath.Join(b.Lower, "etc/passwd"))); err != nil {
+			t.Fatal(err)
+		}
+		c := b.Config("true")
+		c.User = "evil"
+		if _, err := b.Create(c); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "evil") {
+			t.Errorf("%s: %v", to, err)
+		}
+	}
+}
+
 // TestMountsStay: the host's mounts are the same after containers were made, though a program sees others.
 func TestMountsStay(t *testing.T) {
-	list := func() string {
+	r := newRuntime(t, "crun")
+	list := func() (ours string) {
 		raw, err := os.ReadFile("/proc/self/mountinfo")
 		if err != nil {
 			t.Fatal(err)
 		}
-		return string(raw)
+		for l := range strings.Lines(string(raw)) { // others on this machine mount as well
+			if strings.Contains(l, r.o.State) || strings.Contains(l, " /sys/") {
+				ours += l
+			}
+		}
+		return ours
 	}
 	// Whoever mounts in a shared mount mounts on the host, in whatever namespace.
-	r := newRuntime(t, "crun")
 	if err := os.MkdirAll(r.o.State, 0o700); err != nil {
 		t.Fatal(err)
 	}
