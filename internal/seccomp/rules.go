@@ -1,7 +1,9 @@
 package seccomp
 
 import (
+	"fmt"
 	"slices"
+	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -50,7 +52,7 @@ func action(a specs.LinuxSeccompAction, value *uint) (uint32, error) {
 	case specs.ActNotify:
 		return with(unix.SECCOMP_RET_USER_NOTIF, a, value, 0)
 	}
-	return 0, invalid("action %q is unknown", a)
+	return 0, fmt.Errorf("action %q is unknown", a)
 }
 
 // with puts value, at most limit, into the lower half of ret. Limit 0: the action takes none.
@@ -61,9 +63,9 @@ func with(ret uint32, a specs.LinuxSeccompAction, value *uint, limit uint) (uint
 	case value == nil:
 		return ret | uint32(unix.EPERM), nil
 	case limit == 0:
-		return 0, invalid("%s takes no errno (%d)", a, *value)
+		return 0, fmt.Errorf("%s takes no errno (%d)", a, *value)
 	case *value > limit:
-		return 0, invalid("errno %d of %s is above %d", *value, a, limit)
+		return 0, fmt.Errorf("errno %d of %s is above %d", *value, a, limit)
 	}
 	return ret | uint32(*value), nil
 }
@@ -76,7 +78,7 @@ func permissive(ret uint32) bool {
 func translate(p *specs.LinuxSeccomp) (*ruleset, error) {
 	otherwise, err := action(p.DefaultAction, p.DefaultErrnoRet)
 	if err != nil {
-		return nil, err
+		return nil, invalid("default action: %w", err)
 	}
 	if otherwise == unix.SECCOMP_RET_USER_NOTIF {
 		return nil, invalid("%s cannot be the default action: the listener would wait for itself", specs.ActNotify)
@@ -93,11 +95,11 @@ func translate(p *specs.LinuxSeccomp) (*ruleset, error) {
 	for i, s := range p.Syscalls {
 		ret, err := action(s.Action, s.ErrnoRet)
 		if err != nil {
-			return nil, err
+			return nil, invalid("rule %d (%s): %w", i+1, called(s.Names), err)
 		}
 		all, err := conditions(s.Args)
 		if err != nil {
-			return nil, err
+			return nil, invalid("rule %d (%s): %w", i+1, called(s.Names), err)
 		}
 		for _, name := range s.Names {
 			if name == "" {
@@ -123,6 +125,15 @@ func translate(p *specs.LinuxSeccomp) (*ruleset, error) {
 	return set, nil
 }
 
+// called is how people find a rule in their profile: by the calls that it names.
+func called(names []string) string {
+	const some = 3
+	if len(names) > some {
+		return strings.Join(names[:some], ", ") + ", …"
+	}
+	return strings.Join(names, ", ")
+}
+
 // conditions are the alternatives under which a rule applies. As in runc, a rule that names the same
 // argument twice means "or", else "and".
 func conditions(args []specs.LinuxSeccompArg) ([][]cond, error) {
@@ -130,7 +141,7 @@ func conditions(args []specs.LinuxSeccompArg) ([][]cond, error) {
 	twice := false
 	for _, a := range args {
 		if a.Index > 5 {
-			return nil, invalid("argument %d: a call has arguments 0 to 5", a.Index)
+			return nil, fmt.Errorf("argument %d: a call has arguments 0 to 5", a.Index)
 		}
 		c := cond{arg: a.Index, op: a.Op, value: a.Value}
 		switch a.Op {
@@ -138,7 +149,7 @@ func conditions(args []specs.LinuxSeccompArg) ([][]cond, error) {
 			c.mask, c.value = a.Value, a.ValueTwo
 		case specs.OpEqualTo, specs.OpNotEqual, specs.OpLessThan, specs.OpLessEqual, specs.OpGreaterThan, specs.OpGreaterEqual:
 		default:
-			return nil, invalid("operator %q is unknown", a.Op)
+			return nil, fmt.Errorf("operator %q is unknown", a.Op)
 		}
 		twice = twice || slices.ContainsFunc(all, func(o cond) bool { return o.arg == c.arg })
 		all = append(all, c)
