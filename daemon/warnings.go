@@ -32,6 +32,11 @@ func warnings() []string {
 			}
 		}
 	}
+	if lack, err := lacking(); err != nil {
+		out = append(out, err.Error())
+	} else if len(lack) > 0 {
+		out = append(out, fmt.Sprintf("this daemon lacks %s: privileged containers, and those to which it is added, go without", strings.Join(lack, ", ")))
+	}
 	var files unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err == nil && files.Max < 100_000 {
 		out = append(out, fmt.Sprintf("at most %d files may be open: some hundreds of containers reach that; raise LimitNOFILE", files.Max))

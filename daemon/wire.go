@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"sync/atomic"
 
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/grpc"
 
 	"github.com/gantryd/gantry/internal/blob"
@@ -16,7 +15,6 @@ import (
 	"github.com/gantryd/gantry/internal/gc"
 	"github.com/gantryd/gantry/internal/meta"
 	"github.com/gantryd/gantry/internal/netns"
-	"github.com/gantryd/gantry/internal/ocispec"
 	"github.com/gantryd/gantry/internal/registry"
 	"github.com/gantryd/gantry/internal/rpc"
 	"github.com/gantryd/gantry/internal/seccomp"
@@ -174,11 +172,15 @@ func (h *house) newContainers() (*containers.Service, error) {
 	}
 	h.shims = supervise.New(supervise.Options{Binary: shim, Instance: c.instance(), Slots: c.Slots})
 	filters := filepath.Join(c.Root, "seccomp")
+	caps, err := capabilities()
+	if err != nil {
+		return nil, err
+	}
 	return containers.New(containers.Config{
 		Root: c.Root, State: c.State, Instance: c.instance(), Version: version, Snapshotter: c.Snapshotter,
-		LogLimits: h.logLimits, Runtimes: h.runtimes,
-		Seccomp:        func(context.Context) (string, error) { return seccomp.File(filters, ocispec.Capabilities()) },
-		SeccompProfile: func() (*specs.LinuxSeccomp, error) { return seccomp.DefaultProfile(ocispec.Capabilities()) },
+		LogLimits: h.logLimits, Runtimes: h.runtimes, Capabilities: caps,
+		Seccomp:        func(_ context.Context, caps []string) (string, error) { return seccomp.File(filters, caps) },
+		SeccompProfile: seccomp.DefaultProfile,
 	}, containers.Parts{
 		DB: h.db, Images: h.images, Networks: h.networks, Volumes: h.volumes, Snapshots: h.snapshots, Shims: h.shims, NetNS: h.netns,
 	}), nil

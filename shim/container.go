@@ -204,6 +204,11 @@ func (s *shim) make(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	joined, err := s.openJoins(c.Spec)
+	if err != nil {
+		return err
+	}
+	defer closeAll(joined)
 	s.mu.Lock()
 	s.shared, s.warnings = !ownPids(c.Spec), nil
 	s.mu.Unlock()

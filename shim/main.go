@@ -5,6 +5,7 @@
 //	serve.go          control: ttrpc on shim.sock
 //	attach.go         bytes: frames on io.sock
 //	container.go      init's life, from create to the last exit; restart.go decides whether it was
+//	join.go           namespaces of other containers
 //	exec.go           other processes beside it
 //	process.go        one process, whichever
 //	stdio.go ring.go  what it reads and writes; order.go, in which order

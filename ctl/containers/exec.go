@@ -14,6 +14,7 @@ import (
 
 type execOptions struct {
 	interactive, tty, detach  bool
+	privileged                bool
 	env, envFiles             []string
 	user, workdir, detachKeys string
 }
@@ -41,6 +42,7 @@ executed and 127 if it is not there.`,
 	fs.StringArrayVar(&o.envFiles, "env-file", nil, "read variables from a file, one a line")
 	fs.StringVarP(&o.user, "user", "u", "", "name or uid, and group: name|uid[:group|gid]")
 	fs.StringVarP(&o.workdir, "workdir", "w", "", "working directory in the container")
+	fs.BoolVar(&o.privileged, "privileged", false, "give the command every capability")
 	fs.StringVar(&o.detachKeys, "detach-keys", defaultDetachKeys, "keys that leave it running")
 	return cmd
 }
@@ -64,7 +66,7 @@ func runExec(ctx context.Context, env *cli.Env, o execOptions, args []string) er
 	}
 	start := &containersv1.ExecStart{
 		Ref: args[0], Args: args[1:], Env: spec.GetEnv(), User: o.user, Workdir: o.workdir, Tty: o.tty,
-		Detach: o.detach, OpenStdin: o.interactive && !o.detach, Size: terminalSize(env, o.tty),
+		Detach: o.detach, OpenStdin: o.interactive && !o.detach, Size: terminalSize(env, o.tty), Privileged: o.privileged,
 	}
 	if err := stream.Send(&containersv1.ExecRequest{Message: &containersv1.ExecRequest_Start{Start: start}}); err != nil {
 		_, err = stream.Recv() // Send only says that the stream is over; Recv says why

@@ -16,13 +16,15 @@ import (
 
 // specFlags is what create and run have in common: the words of docker's own flags.
 type specFlags struct {
-	name, user, workdir, entrypoint, hostname, domainname, memory, cpus      string
+	name, user, workdir, entrypoint, hostname, domainname                    string
 	restart, stopSignal, snapshotter, pull, runtime, platform, cidfile       string
 	stopTimeout                                                              int
 	interactive, tty, init, remove, readOnly, quiet                          bool
-	pids                                                                     int64
 	env, envFiles, labels, volumes, mounts, tmpfs, publish, logOpts, ulimits []string
-	hosts, dns, security, networks                                           []string
+	hosts, dns, networks                                                     []string
+	securityFlags
+	resourceFlags
+	namespaceFlags
 }
 
 // add declares the flags.
@@ -41,13 +43,13 @@ func (f *specFlags) add(fs *pflag.FlagSet) {
 	fs.StringVar(&f.entrypoint, "entrypoint", "", `run this instead of the image's entrypoint; "" for none`)
 	fs.StringVarP(&f.hostname, "hostname", "h", "", "host name in the container; the short id if not given")
 	fs.StringVar(&f.domainname, "domainname", "", "NIS domain name in the container")
-	fs.StringVarP(&f.memory, "memory", "m", "", "memory limit in bytes: 512m, 2g")
-	fs.StringVar(&f.cpus, "cpus", "", "how many processors it may use: 0.5, 2")
-	fs.Int64Var(&f.pids, "pids-limit", 0, "how many processes and threads it may have; -1 for no limit")
+	f.resourceFlags.add(fs)
+	f.resourceFlags.addFixed(fs)
+	f.namespaceFlags.add(fs)
 	fs.StringArrayVarP(&f.volumes, "volume", "v", nil, "mount a host path or a volume: SOURCE:PATH[:ro]")
 	fs.StringArrayVar(&f.mounts, "mount", nil, "the same in words: type=bind|volume|tmpfs,source=,target=[,readonly]")
 	fs.StringArrayVar(&f.tmpfs, "tmpfs", nil, "mount memory: PATH[:size=64m,mode=1777]")
-	fs.StringArrayVar(&f.networks, "network", nil, "network to join, which may be repeated, or none, or host (default: the default network)")
+	fs.StringArrayVar(&f.networks, "network", nil, "network to join, which may be repeated; or none, host or container:NAME (default: the default network)")
 	fs.SetNormalizeFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
 		if name == "net" { // docker's older word
 			name = "network"
@@ -64,7 +66,7 @@ func (f *specFlags) add(fs *pflag.FlagSet) {
 	fs.StringArrayVar(&f.ulimits, "ulimit", nil, "set a limit: nofile=1024:2048")
 	fs.StringArrayVar(&f.hosts, "add-host", nil, "add a line to /etc/hosts: name:address")
 	fs.StringArrayVar(&f.dns, "dns", nil, "use this nameserver")
-	fs.StringArrayVar(&f.security, "security-opt", nil, "no-new-privileges")
+	f.securityFlags.add(fs)
 	fs.StringVar(&f.snapshotter, "snapshotter", "", "storage driver (default: the daemon's)")
 	fs.StringVar(&f.runtime, "runtime", "", "what makes the process: native, or an OCI runtime that the daemon knows (see: gantry info)")
 	fs.StringVar(&f.platform, "platform", "", "platform of the image, if it is pulled: os/arch[/variant]")
@@ -98,7 +100,13 @@ func (f *specFlags) request(cmd *cobra.Command, args []string) (*containersv1.Cr
 		return nil, err
 	}
 	for _, step := range []func(*containersv1.Spec) error{
-		f.environment, f.resources, f.storage, f.networking, f.logging, f.restarts, f.limits, f.confinement,
+		f.environment, f.storage, f.networking, f.logging, f.restarts, f.limits,
+		func(s *containersv1.Spec) error { return f.securityFlags.apply(cmd.Flags(), s) },
+		func(s *containersv1.Spec) (err error) {
+			s.Resources, err = f.resourceFlags.resources(cmd.Flags())
+			return err
+		},
+		f.namespaceFlags.apply,
 	} {
 		if err := step(spec); err != nil {
 			return nil, err
@@ -127,44 +135,20 @@ func (f *specFlags) environment(spec *containersv1.Spec) error {
 	return nil
 }
 
-func (f *specFlags) resources(spec *containersv1.Spec) error {
-	r := &containersv1.Resources{}
-	if f.memory != "" {
-		n, err := units.RAMInBytes(f.memory)
-		if err != nil || n < 0 {
-			return cli.Usagef("--memory %q: no size; write bytes, or 512m, 2g", f.memory)
-		}
-		r.MemoryBytes = n
-	}
-	if f.cpus != "" {
-		n, err := strconv.ParseFloat(f.cpus, 64)
-		if err != nil || !(n >= 0 && n <= 1<<20) { // also not a number
-			return cli.Usagef("--cpus %q: no number of processors; write 0.5 or 2", f.cpus)
-		}
-		r.CpuMillis = int64(n*1000 + 0.5)
-		if n > 0 && r.CpuMillis < 10 {
-			return cli.Usagef("--cpus %q: the least that the kernel can give is 0.01", f.cpus)
-		}
-	}
-	if f.pids < -1 {
-		return cli.Usagef("--pids-limit %d: write a number, or -1 for no limit", f.pids)
-	}
-	r.Pids = max(f.pids, 0)
-	spec.Resources = r
-	return nil
-}
-
 func (f *specFlags) networking(spec *containersv1.Spec) error {
 	for _, name := range f.networks {
+		of, shared := strings.CutPrefix(name, "container:")
 		switch {
-		case (name == "none" || name == "host") && len(f.networks) > 1:
-			return cli.Usagef("--network %s: a container on the host's network, or on none, joins no other; take the rest of %s away", name, strings.Join(f.networks, ", "))
+		case (name == "none" || name == "host" || shared) && len(f.networks) > 1:
+			return cli.Usagef("--network %s: a container on the host's network, on another's or on none joins no other; take the rest of %s away", name, strings.Join(f.networks, ", "))
 		case name == "none":
 			spec.NetworkMode = containersv1.NetworkMode_NETWORK_MODE_NONE
 		case name == "host":
 			spec.NetworkMode = containersv1.NetworkMode_NETWORK_MODE_HOST
-		case strings.HasPrefix(name, "container:"):
-			return cli.Usagef("--network %q: sharing another container's network is not there yet; use a network, none or host", name)
+		case shared && of == "":
+			return cli.Usagef("--network %q: write container:NAME", name)
+		case shared:
+			spec.NetworkMode, spec.NetworkContainer = containersv1.NetworkMode_NETWORK_MODE_CONTAINER, of
 		case (name == "" || name == "default") && len(f.networks) == 1:
 		case name == "" || name == "default":
 			spec.Networks = append(spec.Networks, &containersv1.NetworkAttachment{Network: "bridge"})
@@ -178,6 +162,9 @@ func (f *specFlags) networking(spec *containersv1.Spec) error {
 			return err
 		}
 		spec.Ports = append(spec.Ports, ports)
+	}
+	if len(spec.Ports) > 0 && spec.NetworkMode == containersv1.NetworkMode_NETWORK_MODE_CONTAINER {
+		return cli.Usagef("--publish with --network %s: publish the port of that container, whose network it is", f.networks[0])
 	}
 	if len(spec.Ports) > 0 && spec.NetworkMode == containersv1.NetworkMode_NETWORK_MODE_NONE {
 		return cli.Usagef("--publish with --network none: nothing could reach the port; take one of them away")
@@ -256,24 +243,6 @@ func (f *specFlags) limits(spec *containersv1.Spec) error {
 		}
 		soft, hard := uint64(l.Soft), uint64(l.Hard) //nolint:gosec // -1 is the kernel's own word for no limit
 		spec.Rlimits = append(spec.Rlimits, &containersv1.Rlimit{Name: l.Name, Soft: soft, Hard: hard})
-	}
-	return nil
-}
-
-func (f *specFlags) confinement(spec *containersv1.Spec) error {
-	for _, o := range f.security {
-		key, value, has := strings.Cut(strings.Replace(o, ":", "=", 1), "=")
-		if key != "no-new-privileges" {
-			return cli.Usagef("--security-opt %q: no-new-privileges is known", o)
-		}
-		on := true
-		if has {
-			var err error
-			if on, err = strconv.ParseBool(value); err != nil {
-				return cli.Usagef("--security-opt %q: write no-new-privileges, or no-new-privileges=false", o)
-			}
-		}
-		spec.NoNewPrivileges = on
 	}
 	return nil
 }

@@ -102,34 +102,6 @@ type inspectConfig struct {
 	StopTimeout *int64 `json:",omitempty"`
 }
 
-type inspectHostConfig struct {
-	Binds          []string
-	NetworkMode    string
-	PortBindings   map[string][]inspectBinding
-	RestartPolicy  inspectRestart
-	AutoRemove     bool
-	Init           bool
-	Memory         int64
-	NanoCpus       int64
-	PidsLimit      int64
-	ReadonlyRootfs bool
-	Dns            []string
-	ExtraHosts     []string
-	SecurityOpt    []string
-	LogConfig      inspectLog
-	Runtime        string
-}
-
-type inspectRestart struct {
-	Name              string
-	MaximumRetryCount uint32
-}
-
-type inspectLog struct {
-	Type   string
-	Config map[string]string
-}
-
 type inspectBinding struct{ HostIp, HostPort string } //nolint:revive,stylecheck // docker's spelling
 
 type inspectNetworks struct {
@@ -185,47 +157,6 @@ func document(c *containersv1.Container) *inspectDocument {
 	d.Mounts = mountDocuments(c.GetVolumes())
 	d.NetworkSettings = networkSettings(c)
 	return d
-}
-
-func hostConfig(c *containersv1.Container) inspectHostConfig {
-	spec := c.GetSpec()
-	h := inspectHostConfig{
-		Binds: []string{}, NetworkMode: networkNames(c)[0], PortBindings: bindings(spec.GetPorts()), AutoRemove: spec.GetRemoveOnExit(),
-		Init: spec.GetInit(), Memory: spec.GetResources().GetMemoryBytes(), NanoCpus: spec.GetResources().GetCpuMillis() * 1e6,
-		PidsLimit: spec.GetResources().GetPids(), ReadonlyRootfs: spec.GetReadOnly(), Dns: list0(spec.GetDns()),
-		ExtraHosts: list0(spec.GetExtraHosts()), SecurityOpt: []string{}, Runtime: spec.GetRuntime(),
-		RestartPolicy: inspectRestart{Name: "no", MaximumRetryCount: spec.GetRestart().GetMaxAttempts()},
-		LogConfig:     inspectLog{Type: "gantry", Config: map[string]string{}},
-	}
-	switch spec.GetRestart().GetWhen() {
-	case containersv1.RestartPolicy_WHEN_FAILED:
-		h.RestartPolicy.Name = "on-failure"
-	case containersv1.RestartPolicy_WHEN_EXITED:
-		h.RestartPolicy.Name = "always"
-	case containersv1.RestartPolicy_WHEN_UNSPECIFIED:
-	}
-	if h.Runtime == "" {
-		h.Runtime = "native"
-	}
-	if spec.GetNoNewPrivileges() {
-		h.SecurityOpt = append(h.SecurityOpt, "no-new-privileges")
-	}
-	if l := spec.GetLog(); l.GetMaxBytes() != 0 {
-		h.LogConfig.Config["max-size"] = strconv.FormatInt(l.GetMaxBytes(), 10)
-	}
-	if l := spec.GetLog(); l.GetMaxFiles() != 0 {
-		h.LogConfig.Config["max-file"] = strconv.FormatUint(uint64(l.GetMaxFiles()), 10)
-	}
-	for _, m := range spec.GetVolumes() {
-		if m.GetSource() != "" {
-			b := m.GetSource() + ":" + m.GetTarget()
-			if m.GetReadOnly() {
-				b += ":ro"
-			}
-			h.Binds = append(h.Binds, b)
-		}
-	}
-	return h
 }
 
 // configDocument is what the process is told: the user's words over the image's.

@@ -152,6 +152,8 @@ func networkNames(c *containersv1.Container) []string {
 		return []string{"host"}
 	case containersv1.NetworkMode_NETWORK_MODE_NONE:
 		return []string{"none"}
+	case containersv1.NetworkMode_NETWORK_MODE_CONTAINER:
+		return []string{"container:" + sharedWith(c, "network", c.GetSpec().GetNetworkContainer())}
 	case containersv1.NetworkMode_NETWORK_MODE_UNSPECIFIED:
 	}
 	var names []string

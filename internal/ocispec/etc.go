@@ -123,7 +123,7 @@ func resolvConf(s *containersv1.Spec, h Host) ([]byte, error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	own := s.GetNetworkMode() != containersv1.NetworkMode_NETWORK_MODE_HOST
+	own := s.GetNetworkMode() != containersv1.NetworkMode_NETWORK_MODE_HOST // or another's, which is not the host's
 	if !own && len(s.GetDns()) == 0 {
 		return theirs, nil
 	}

@@ -12,24 +12,11 @@ import (
 	typesv1 "github.com/gantryd/gantry/proto/gantry/types/v1"
 )
 
-func masked() []string {
-	return []string{
-		"/proc/asound", "/proc/acpi", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
-		"/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware", "/sys/devices/virtual/powercap",
-	}
-}
-
-func readOnly() []string {
-	return []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}
-}
-
 func defaults() []specs.Mount {
 	return []specs.Mount{
 		{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
 		{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755", "size=65536k"}},
 		{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
-		{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: []string{"nosuid", "noexec", "nodev", "mode=1777", "size=67108864"}},
-		{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
 		{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", "ro"}},
 		{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", "relatime", "ro"}},
 	}
@@ -47,7 +34,10 @@ func mounts(c *containersv1.Container, o Options) ([]specs.Mount, error) {
 		taken[m.Destination] = true
 	}
 	var all []specs.Mount
-	for _, m := range defaults() {
+	for _, m := range append(defaults(), memory(c.GetSpec(), o)...) {
+		if writable(c.GetSpec(), m.Destination) {
+			m.Options = slices.DeleteFunc(m.Options, func(o string) bool { return o == "ro" })
+		}
 		if !taken[m.Destination] && (!taken["/dev"] || !strings.HasPrefix(m.Destination, "/dev/")) {
 			all = append(all, m)
 		}
@@ -63,6 +53,12 @@ func mounts(c *containersv1.Container, o Options) ([]specs.Mount, error) {
 	}
 	slices.SortStableFunc(mine, func(a, b specs.Mount) int { return depth(a.Destination) - depth(b.Destination) })
 	return append(all, mine...), nil
+}
+
+// writable says which of the defaults a privileged container may write to: its cgroup, and the kernel's
+// parameters unless all of its root filesystem is read-only. As Docker.
+func writable(s *containersv1.Spec, at string) bool {
+	return s.GetPrivileged() && (at == "/sys/fs/cgroup" || at == "/sys" && !s.GetReadOnly())
 }
 
 func depth(p string) int { return strings.Count(path.Clean(p), "/") }

@@ -2,13 +2,12 @@
 // container's record, and the files under /etc that are made for it.
 //
 // It decides nothing about the host and touches nothing but the files it is told to write. The
-// defaults are those that Docker's users know. There is no seccomp section: the filter is compiled
-// once by the daemon and travels to the shim as bytes.
+// defaults are those that Docker's users know. There is a seccomp section only for a profile of the
+// user's: the daemon's own filter is compiled once and travels to the shim as bytes.
 package ocispec
 
 import (
 	"fmt"
-	"os"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -24,16 +23,23 @@ const version = "1.1.0"
 
 // Options is what a container's record does not say.
 type Options struct {
-	Instance string           // the daemon's name for what is its own in the kernel
-	RootFS   string           // absolute path where the shim mounts the root filesystem
-	Etc      string           // directory with hosts, hostname and resolv.conf; "" leaves the image's
-	NetNS    string           // path of the network namespace; "" makes a new one, unless the mode is host
-	Volumes  []*typesv1.Mount // the volumes of Container.Volumes, as their backends mount them; Target is the path in the container
+	Instance string              // the daemon's name for what is its own in the kernel
+	RootFS   string              // absolute path where the shim mounts the root filesystem
+	Etc      string              // directory with hosts, hostname and resolv.conf; "" leaves the image's
+	NetNS    string              // path of the network namespace; "" makes a new one, unless the mode is host
+	Volumes  []*typesv1.Mount    // the volumes of Container.Volumes, as their backends mount them; Target is the path in the container
+	Have     []string            // the daemon's own capabilities; nil means every one
+	Joined   map[string]string   // paths of the namespaces of other containers, by type, but for the network's
+	HostOf   []string            // namespaces that are the host's although another container's were asked for: that one has the host's
+	Shm      string              // path of a tmpfs for /dev/shm that more than one container has; "": one of its own
+	Blocks   map[string]Number   // block devices that Spec.resources names, by path
+	Devices  []Device            // what Spec.devices, or privileged, mean on this host
+	Seccomp  *specs.LinuxSeccomp // what Spec.seccomp means, if it is a profile of the user's
 }
 
 // Build describes c to a runtime.
 func Build(c *containersv1.Container, o Options) (*specs.Spec, error) {
-	p, err := process(c)
+	p, err := process(c, o.Have)
 	if err != nil {
 		return nil, err
 	}
@@ -42,19 +48,23 @@ func Build(c *containersv1.Container, o Options) (*specs.Spec, error) {
 		return nil, err
 	}
 	s := &specs.Spec{
-		Version:    version,
-		Process:    p,
-		Root:       &specs.Root{Path: o.RootFS, Readonly: c.GetSpec().GetReadOnly()},
-		Hostname:   Hostname(c),
-		Domainname: c.GetSpec().GetDomainname(),
-		Mounts:     ms,
+		Version: version,
+		Process: p,
+		Root:    &specs.Root{Path: o.RootFS, Readonly: c.GetSpec().GetReadOnly()},
+		Mounts:  ms,
 		Linux: &specs.Linux{
-			Resources:     resources(c.GetSpec().GetResources()),
-			CgroupsPath:   "/" + o.Instance + "/" + c.GetMeta().GetId(),
-			Namespaces:    namespaces(c, o.NetNS),
-			MaskedPaths:   masked(),
-			ReadonlyPaths: readOnly(),
+			Resources:   Resources(c.GetSpec().GetResources(), o.Blocks),
+			CgroupsPath: cgroupPath(c, o.Instance),
+			Namespaces:  namespaces(c.GetSpec(), o),
+			Sysctl:      sysctls(c.GetSpec()),
+			Devices:     nodes(o.Devices),
+			Seccomp:     o.Seccomp,
 		},
+	}
+	s.Hostname, s.Domainname = names(c)
+	s.Linux.Resources.Devices = deviceRules(c.GetSpec(), o.Devices)
+	if !c.GetSpec().GetPrivileged() && !c.GetSpec().GetUnmask() {
+		s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = masked(), readOnly()
 	}
 	for _, m := range ms {
 		// A mount that is shared with the host needs a root that lets it through.
@@ -67,41 +77,7 @@ func Build(c *containersv1.Container, o Options) (*specs.Spec, error) {
 			}
 		}
 	}
-	if c.GetSpec().GetNetworkMode() != containersv1.NetworkMode_NETWORK_MODE_HOST {
-		s.Linux.Sysctl = map[string]string{
-			"net.ipv4.ip_unprivileged_port_start": "0",            // the ports of a namespace of one's own are no one else's
-			"net.ipv4.ping_group_range":           "0 2147483647", // ping without a capability
-		}
-	}
 	return s, nil
-}
-
-func namespaces(c *containersv1.Container, netns string) []specs.LinuxNamespace {
-	all := []specs.LinuxNamespace{
-		{Type: specs.PIDNamespace},
-		{Type: specs.IPCNamespace},
-		{Type: specs.UTSNamespace},
-		{Type: specs.MountNamespace},
-		{Type: specs.CgroupNamespace},
-	}
-	if c.GetSpec().GetNetworkMode() != containersv1.NetworkMode_NETWORK_MODE_HOST {
-		all = append(all, specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: netns})
-	}
-	return all
-}
-
-// Hostname is the name that the container gives itself: what the user says, on the host's network the
-// host's, else the short id.
-func Hostname(c *containersv1.Container) string {
-	if h := c.GetSpec().GetHostname(); h != "" {
-		return h
-	}
-	if c.GetSpec().GetNetworkMode() == containersv1.NetworkMode_NETWORK_MODE_HOST {
-		if h, err := os.Hostname(); err == nil {
-			return h
-		}
-	}
-	return c.GetMeta().GetId()[:min(12, len(c.GetMeta().GetId()))]
 }
 
 // Check refuses what a specification cannot say or a kernel cannot do, before anything is made for it.
@@ -112,6 +88,8 @@ func Check(s *containersv1.Spec, cpus int) error {
 		func() error { return checkNames(s) },
 		func() error { return checkResources(s.GetResources(), cpus) },
 		func() error { return checkRlimits(s.GetRlimits()) },
+		func() error { return checkSecurity(s) },
+		func() error { return checkNamespaces(s) },
 		func() error { return checkVolumes(s.GetVolumes()) },
 		func() error { return checkEtc(s) },
 	} {

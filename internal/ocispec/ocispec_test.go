@@ -273,7 +273,7 @@ func TestHostsInPlace(t *testing.T) {
 
 func TestExec(t *testing.T) {
 	c := container(&containersv1.Spec{Env: []string{"A=1"}, Workdir: "/w"})
-	p, err := Exec(c, &containersv1.ExecStart{Args: []string{"ps"}, Tty: true, Env: []string{"B=2"}, Size: &typesv1.TerminalSize{Columns: 80, Rows: 24}})
+	p, err := Exec(c, &containersv1.ExecStart{Args: []string{"ps"}, Tty: true, Env: []string{"B=2"}, Size: &typesv1.TerminalSize{Columns: 80, Rows: 24}}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -281,7 +281,7 @@ func TestExec(t *testing.T) {
 		t.Errorf("%+v", p)
 	}
 	for _, x := range []*containersv1.ExecStart{{}, {Args: []string{""}}, {Args: []string{"a"}, Workdir: "b"}, {Args: []string{"a"}, Env: []string{"="}}} {
-		if _, err := Exec(c, x); !errdefs.IsInvalidArgument(err) {
+		if _, err := Exec(c, x, nil); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("%v: %v", x, err)
 		}
 	}

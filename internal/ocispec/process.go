@@ -12,17 +12,6 @@ import (
 
 const defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// capabilities are what a container keeps of root's power: Docker's fourteen.
-func capabilities() []string {
-	return []string{
-		"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW", "CAP_SETGID",
-		"CAP_SETUID", "CAP_SETFCAP", "CAP_SETPCAP", "CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_KILL", "CAP_AUDIT_WRITE",
-	}
-}
-
-// Capabilities is what a container keeps of root's power.
-func Capabilities() []string { return capabilities() }
-
 // Command is what runs: the entrypoint and its arguments. Whoever replaces the image's entrypoint
 // replaces the arguments meant for it as well.
 func Command(s *containersv1.Spec, image *imagesv1.Config) ([]string, error) {
@@ -76,18 +65,22 @@ func overlay(under, over []string) []string {
 	return slices.DeleteFunc(out, func(kv string) bool { return kv == "" })
 }
 
-func process(c *containersv1.Container) (*specs.Process, error) {
+func process(c *containersv1.Container, have []string) (*specs.Process, error) {
 	s, image := c.GetSpec(), c.GetOrigin().GetConfig()
 	p := &specs.Process{
-		Terminal: s.GetTty(),
-		Args:     c.GetCommand(),
-		Env:      Env(s, image, Hostname(c)),
-		Cwd:      or(s.GetWorkdir(), image.GetWorkdir(), "/"),
-		Capabilities: &specs.LinuxCapabilities{
-			Bounding: capabilities(), Effective: capabilities(), Permitted: capabilities(),
-		},
+		Terminal:        s.GetTty(),
+		Args:            c.GetCommand(),
+		Env:             Env(s, image, Hostname(c)),
+		Cwd:             or(s.GetWorkdir(), image.GetWorkdir(), "/"),
+		Capabilities:    capabilitySets(Capabilities(s, have)),
 		NoNewPrivileges: s.GetNoNewPrivileges(),
 		Rlimits:         rlimits(s.GetRlimits()),
+		ApparmorProfile: apparmor(s),
+		User:            specs.User{AdditionalGids: groups(s)},
+	}
+	if s.OomScoreAdj != nil {
+		n := int(s.GetOomScoreAdj())
+		p.OOMScoreAdj = &n
 	}
 	if p.Cwd[0] != '/' { // an image may say what a user may not
 		p.Cwd = "/" + p.Cwd
@@ -107,8 +100,8 @@ func User(c *containersv1.Container) string {
 	return or(c.GetSpec().GetUser(), c.GetOrigin().GetConfig().GetUser(), "0")
 }
 
-// Exec describes another process for c.
-func Exec(c *containersv1.Container, x *containersv1.ExecStart) (*specs.Process, error) {
+// Exec describes another process for c. have is as in Options.
+func Exec(c *containersv1.Container, x *containersv1.ExecStart, have []string) (*specs.Process, error) {
 	if len(x.GetArgs()) == 0 || x.GetArgs()[0] == "" {
 		return nil, invalid("no command: write one after the container")
 	}
@@ -123,9 +116,12 @@ func Exec(c *containersv1.Container, x *containersv1.ExecStart) (*specs.Process,
 			return nil, invalid("argument %q: holds a NUL", a)
 		}
 	}
-	p, err := process(c)
+	p, err := process(c, have)
 	if err != nil {
 		return nil, err
+	}
+	if x.GetPrivileged() {
+		p.Capabilities = capabilitySets(Capabilities(&containersv1.Spec{Privileged: true}, have))
 	}
 	p.Args, p.Terminal = x.GetArgs(), x.GetTty()
 	if w := x.GetWorkdir(); w != "" {

@@ -2,10 +2,12 @@ package supervise
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
+	"path"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -32,21 +34,53 @@ func (s *Supervisor) Bury(ctx context.Context, dir bundle.Dir) (_ bundle.Exit, e
 	if err != nil {
 		return bundle.Exit{}, err
 	}
-	g, err := cgroup.Open("/" + s.o.Instance + "/" + dir.ID())
-	if err != nil {
-		return bundle.Exit{}, err
-	}
-	if err := g.Kill(ctx); err != nil {
-		return bundle.Exit{}, err
-	}
-	if err := g.Remove(ctx); err != nil {
+	if err := s.endProcesses(ctx, dir); err != nil {
 		return bundle.Exit{}, err
 	}
 	x, err := lastExit(dir, run)
 	if err != nil {
 		return bundle.Exit{}, err
 	}
-	return x, os.RemoveAll(dir.State)
+	return x, DropState(dir)
+}
+
+// endProcesses kills what is in the container's cgroup, and removes it: the one under the daemon's own,
+// and the one that config.json names, which may be under another.
+func (s *Supervisor) endProcesses(ctx context.Context, dir bundle.Dir) error {
+	places := []string{"/" + s.o.Instance + "/" + dir.ID()}
+	if p := configured(dir); path.IsAbs(p) && path.Base(p) == dir.ID() && path.Clean(p) != places[0] {
+		places = append(places, path.Clean(p))
+	}
+	for _, p := range places {
+		g, err := cgroup.Open(p)
+		if err != nil {
+			return err
+		}
+		if err := g.Kill(ctx); err != nil {
+			return err
+		}
+		if err := g.Remove(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// configured is the cgroup that config.json names; "" if there is none to read.
+func configured(dir bundle.Dir) string {
+	raw, err := os.ReadFile(dir.Config())
+	if err != nil {
+		return ""
+	}
+	var c struct {
+		Linux struct {
+			CgroupsPath string `json:"cgroupsPath"`
+		} `json:"linux"`
+	}
+	if json.Unmarshal(raw, &c) != nil {
+		return ""
+	}
+	return c.Linux.CgroupsPath
 }
 
 // endShim ends the shim, if there is one, and returns the run that it began last; 0: none.

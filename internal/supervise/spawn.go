@@ -36,6 +36,11 @@ func (s *Supervisor) Spawn(ctx context.Context, dir bundle.Dir, boot *shimv1.Boo
 	if err := makeState(dir); err != nil {
 		return nil, err
 	}
+	if n := boot.GetShmBytes(); n > 0 {
+		if err := shareMemory(dir, n); err != nil {
+			return nil, errors.Join(err, DropState(dir))
+		}
+	}
 	raw, err := json.Marshal(boot)
 	if err != nil {
 		return nil, fmt.Errorf("boot: %w", err)
@@ -53,7 +58,7 @@ func (s *Supervisor) Spawn(ctx context.Context, dir bundle.Dir, boot *shimv1.Boo
 		}
 		err = fmt.Errorf("%w%s", err, lastWords(dir))
 	}
-	return nil, errors.Join(err, os.RemoveAll(dir.State))
+	return nil, errors.Join(err, DropState(dir))
 }
 
 // begin tells a shim what it is for, and waits until it listens. If it does not, it is gone.
@@ -96,7 +101,7 @@ func makeState(dir bundle.Dir) error {
 		_ = unix.Close(fd)
 		return fmt.Errorf("there is one: %w", errdefs.ErrAlreadyExists)
 	}
-	return errors.Join(os.RemoveAll(dir.State), os.Mkdir(dir.State, 0o700))
+	return errors.Join(DropState(dir), os.Mkdir(dir.State, 0o700))
 }
 
 // child is a shim that was started and has not said anything.

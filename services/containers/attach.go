@@ -251,3 +251,30 @@ func input(streams supervise.IO, client Client, stdin bool) error {
 		}
 	}
 }
+
+// handOver gives the shim to those who want to join from the first byte, and waits until they have.
+func (k *keeper) handOver(ctx context.Context, shim supervise.Shim) {
+	for _, j := range k.takeJoiners() {
+		j.offer <- offer{shim: shim}
+		select {
+		case <-j.ready:
+		case <-time.After(k.s.times.find): // it may miss what the ring cannot hold
+		case <-ctx.Done():
+		}
+	}
+}
+
+// refuse tells them that there is nothing to join.
+func (k *keeper) refuse(err error) {
+	for _, j := range k.takeJoiners() {
+		j.offer <- offer{err: err}
+	}
+}
+
+func (k *keeper) takeJoiners() []*joiner {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	js := k.joiners
+	k.joiners = nil
+	return js
+}

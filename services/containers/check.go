@@ -15,6 +15,7 @@ import (
 
 	"github.com/gantryd/gantry/internal/check"
 	"github.com/gantryd/gantry/internal/meta"
+	"github.com/gantryd/gantry/internal/ocispec"
 	"github.com/gantryd/gantry/internal/sentence"
 	containersv1 "github.com/gantryd/gantry/proto/gantry/containers/v1"
 	systemv1 "github.com/gantryd/gantry/proto/gantry/system/v1"
@@ -166,7 +167,7 @@ func (s *Service) checkNamespaces(_ context.Context, report check.Report) error 
 		}
 	}
 	for id, c := range a.records {
-		own := c.GetSpec().GetNetworkMode() != containersv1.NetworkMode_NETWORK_MODE_HOST
+		own := ocispec.OwnNetwork(c.GetSpec())
 		if alive(c) && own && !pinned[id] && !a.claimed[id] {
 			report(subject(id), "it runs, and its network namespace is not pinned: start it again", nil)
 		}
@@ -183,7 +184,13 @@ func (s *Service) checkCgroups(_ context.Context, report check.Report) error {
 		return err
 	}
 	found := map[string][]string{} // the directories of a cgroup: one, or one in each hierarchy of version 1
-	for _, pattern := range []string{filepath.Join(cgroupRoot, s.Instance, "*"), filepath.Join(cgroupRoot, "*", s.Instance, "*")} {
+	patterns := []string{filepath.Join(cgroupRoot, s.Instance, "*"), filepath.Join(cgroupRoot, "*", s.Instance, "*")}
+	for id, c := range a.records { // what else is under a parent that users named is theirs
+		if p := c.GetSpec().GetCgroupParent(); p != "" {
+			patterns = append(patterns, filepath.Join(cgroupRoot, p, id), filepath.Join(cgroupRoot, "*", p, id))
+		}
+	}
+	for _, pattern := range patterns {
 		paths, err := filepath.Glob(pattern)
 		if err != nil {
 			return err

@@ -6,7 +6,7 @@
 //	verbs.go       the verbs that change what is wanted
 //	keeper.go      one goroutine per container: from what is to what should be
 //	next.go        the decision, pure
-//	launch.go      from a record to a process
+//	launch.go      from a record to a process; host.go what of the host it is given, join.go what of others
 //	watch.go       what shims say, and their ends
 //	release.go     from an ended process to nothing
 //	recover.go     what was running when the last daemon ended
@@ -130,12 +130,14 @@ type Config struct {
 	// LogLimits is what is kept of the output of containers whose users do not say: bytes of one
 	// segment, and segments. nil, or zeros, mean 10 MiB and 3.
 	LogLimits func() (bytes int64, files uint32)
-	// Seccomp returns the path of the compiled filter; nil, or "", means none. SeccompProfile is the same
-	// for runtimes that compile it themselves.
-	Seccomp        func(ctx context.Context) (string, error)
-	SeccompProfile func() (*specs.LinuxSeccomp, error)
+	// Seccomp returns the path of the compiled filter for a container with these capabilities; nil, or "", means
+	// none. SeccompProfile is the same for runtimes that compile it themselves.
+	Seccomp        func(ctx context.Context, caps []string) (string, error)
+	SeccompProfile func(caps []string) (*specs.LinuxSeccomp, error)
 	// Runtimes are the OCI runtimes that containers may be made by; nil means none.
 	Runtimes func() []admit.Program
+	// Capabilities are the daemon's own: what a privileged container has. nil means every one there is.
+	Capabilities []string
 }
 
 // Parts is what a Service works with.

@@ -148,7 +148,7 @@ func TestLife(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "made", "by", "us")
 	c, shim := w.run("web", &containersv1.Spec{Volumes: []*containersv1.VolumeMount{{Source: dir, Target: "/data", CreateSource: true}, {Source: "vol", Target: "/vol"}}})
 	is := c.GetStatus()
-	if is.GetPhase() != containersv1.Phase_PHASE_RUNNING || is.GetPid() != 42 || is.GetRun() != 1 || is.GetRuns() != 1 || is.GetStartedAt() == nil {
+	if is.GetPhase() != containersv1.Phase_PHASE_RUNNING || is.GetPid() != fakePID || is.GetRun() != 1 || is.GetRuns() != 1 || is.GetStartedAt() == nil {
 		t.Errorf("%v", is)
 	}
 	if is.GetAddresses()[0].GetNetwork() != "back" || is.GetPorts()[0].GetHostPort() != 8080 {

@@ -26,7 +26,7 @@ func (s *Service) Create(ctx context.Context, name string, labels map[string]str
 	if err := admit.Check(name, labels, spec, s.runtimes()); err != nil {
 		return nil, err
 	}
-	if spec.GetNetworkMode() != containersv1.NetworkMode_NETWORK_MODE_HOST { // there, as with docker, all ports are the host's and none is published
+	if ocispec.OwnNetwork(spec) { // else, as with docker, all ports are the host's or another's and none is published
 		if err := s.Networks.Check(ctx, spec, ""); err != nil {
 			return nil, err
 		}
@@ -146,6 +146,10 @@ func (s *Service) record(name string, labels map[string]string, spec *containers
 	if err != nil {
 		return nil, err
 	}
+	shared, err := s.shared(spec)
+	if err != nil {
+		return nil, err
+	}
 	return &containersv1.Container{
 		Meta:   &typesv1.Meta{Id: containernames.ID(), Name: name, Labels: labels, CreatedAt: now()},
 		Spec:   proto.CloneOf(spec),
@@ -157,6 +161,7 @@ func (s *Service) record(name string, labels map[string]string, spec *containers
 		},
 		Volumes: volumes,
 		Command: command,
+		Shared:  shared,
 	}, nil
 }
 

@@ -59,7 +59,7 @@ func (s *Service) newExec(c *containersv1.Container, k *keeper, start *container
 	if c.GetStatus().GetPhase() != containersv1.Phase_PHASE_RUNNING && c.GetStatus().GetPhase() != containersv1.Phase_PHASE_STOPPING {
 		return nil, notRunning(c)
 	}
-	words, err := ocispec.Exec(c, start)
+	words, err := ocispec.Exec(c, start, s.Capabilities)
 	if err != nil {
 		return nil, err
 	}

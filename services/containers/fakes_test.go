@@ -556,8 +556,11 @@ func (f *fakeShims) Bury(_ context.Context, dir bundle.Dir) (bundle.Exit, error)
 	if e.At.IsZero() {
 		e = bundle.Exit{Code: 137, At: time.Now(), Reason: reasonLost}
 	}
-	return e, os.RemoveAll(dir.State)
+	return e, supervise.DropState(dir)
 }
+
+// fakePID is a process that is there, and stays as long as the test.
+var fakePID = uint32(os.Getpid())
 
 // fakeShim is a shim whose process does what the test says.
 type fakeShim struct {
@@ -710,7 +713,7 @@ func (s *fakeShim) Create(context.Context, *shimv1.CreateRequest) (*shimv1.Creat
 		return nil, err
 	}
 	s.set(func() { s.phase = shimv1.Phase_PHASE_CREATED })
-	return &shimv1.CreateResponse{Pid: 42, Warnings: s.warnings}, nil
+	return &shimv1.CreateResponse{Pid: fakePID, Warnings: s.warnings}, nil
 }
 
 func (s *fakeShim) Start(_ context.Context, r *shimv1.StartRequest) (*shimv1.StartResponse, error) {
@@ -731,7 +734,7 @@ func (s *fakeShim) Start(_ context.Context, r *shimv1.StartRequest) (*shimv1.Sta
 	if instant {
 		s.ends(0)
 	}
-	return &shimv1.StartResponse{Pid: 42}, nil
+	return &shimv1.StartResponse{Pid: fakePID}, nil
 }
 
 func (s *fakeShim) Exec(_ context.Context, r *shimv1.ExecRequest) (*shimv1.ExecResponse, error) {
@@ -759,7 +762,7 @@ func (s *fakeShim) State(ctx context.Context, r *shimv1.StateRequest) (*shimv1.S
 			return nil, err
 		}
 		s.mu.Lock()
-		st := &shimv1.StateResponse{Change: s.change, Phase: s.phase, Pid: 42, Run: s.run, Exit: s.exit, StartedAt: now()}
+		st := &shimv1.StateResponse{Change: s.change, Phase: s.phase, Pid: fakePID, Run: s.run, Exit: s.exit, StartedAt: now()}
 		moved := s.moved
 		s.mu.Unlock()
 		if st.GetChange() != r.GetSeen() {

@@ -51,6 +51,8 @@ type launch struct {
 
 	op        *meta.Op
 	netns     string
+	owners    owners
+	joins     []*shimv1.Join
 	endpoints []*networksv1.Endpoint
 	volumes   []*typesv1.Mount
 	runtime   admit.Program
@@ -120,6 +122,12 @@ func (l *launch) begin(ctx context.Context) error {
 		claims = append(claims, claim(meta.Make, kindNetNS, "", id))
 	}
 	claims = append(claims, claim(meta.Make, kindShim, "", id))
+	owners, err := l.s.owners(l.c)
+	if err != nil {
+		return err
+	}
+	claims = append(claims, owners.claims()...)
+	l.owners = owners
 	return rpc.Retry(ctx, func(context.Context) error {
 		return l.k.status(func(is *containersv1.Status) {
 			is.Phase, is.Message, is.StartFailed, is.Pid = containersv1.Phase_PHASE_STARTING, "", false, 0
@@ -131,7 +139,7 @@ func (l *launch) begin(ctx context.Context) error {
 }
 
 func (l *launch) ownNetwork() bool {
-	return l.c.GetSpec().GetNetworkMode() != containersv1.NetworkMode_NETWORK_MODE_HOST
+	return ocispec.OwnNetwork(l.c.GetSpec())
 }
 
 // act makes everything and commits. While the network driver works, the shim is started and makes
@@ -144,6 +152,9 @@ func (l *launch) act(ctx context.Context) error {
 	pinned, joined := make(chan struct{}), make(chan error, 1)
 	if l.ownNetwork() {
 		l.netns = l.s.NetNS.Path(l.k.id)
+	}
+	if err := l.meet(ctx); err != nil {
+		return err
 	}
 	go func() {
 		err := l.join(ctx, pinned)
@@ -255,14 +266,19 @@ func (l *launch) bundle() error {
 	if err := l.s.etc(l.c); err != nil { // the host's may have changed since the last time
 		return err
 	}
-	spec, err := ocispec.Build(l.c, ocispec.Options{
-		Instance: l.s.Instance, RootFS: l.s.state(l.k.id).RootFS(), Etc: l.s.dir(l.k.id), NetNS: l.netns, Volumes: l.volumes,
-	})
+	o := ocispec.Options{
+		Instance: l.s.Instance, RootFS: l.s.state(l.k.id).RootFS(), Etc: l.s.dir(l.k.id), NetNS: l.netns, Volumes: l.volumes, Have: l.s.Capabilities,
+	}
+	l.others(&o)
+	if err := ofHost(l.c.GetSpec(), &o); err != nil {
+		return err
+	}
+	spec, err := ocispec.Build(l.c, o)
 	if err != nil {
 		return err
 	}
-	if l.runtime.Path != "" && l.s.SeccompProfile != nil { // it compiles the filter itself
-		if spec.Linux.Seccomp, err = l.s.SeccompProfile(); err != nil {
+	if l.runtime.Path != "" && l.s.SeccompProfile != nil && ocispec.Confined(l.c.GetSpec()) { // it compiles the filter itself
+		if spec.Linux.Seccomp, err = l.s.SeccompProfile(ocispec.Capabilities(l.c.GetSpec(), l.s.Capabilities)); err != nil {
 			return fmt.Errorf("seccomp profile: %w", err)
 		}
 	}
@@ -308,8 +324,11 @@ func (l *launch) message(ctx context.Context, rootfs []*typesv1.Mount) (_ *shimv
 	b := &shimv1.Boot{
 		Protocol: protocol, ContainerId: id, StateDir: l.s.state(id).State, Dir: l.s.dir(id), Rootfs: rootfs,
 		DaemonVersion: l.s.Version, Instance: l.s.Instance, Netns: l.netns, Run: run,
-		User: ocispec.User(l.c), Init: spec.GetInit(), OpenStdin: spec.GetOpenStdin(), StdinOnce: spec.GetStdinOnce(), Create: true,
+		Joins: l.joins, User: ocispec.User(l.c), Init: spec.GetInit(), OpenStdin: spec.GetOpenStdin(), StdinOnce: spec.GetStdinOnce(), Create: true,
 		Log: &shimv1.LogSink{Path: l.s.state(id).Log(), MaxBytes: spec.GetLog().GetMaxBytes(), MaxFiles: spec.GetLog().GetMaxFiles()},
+	}
+	if l.shares() {
+		b.ShmBytes = ocispec.ShmBytes(spec)
 	}
 	l.s.bound(b.GetLog())
 	switch p := spec.GetRestart(); p.GetWhen() {
@@ -323,8 +342,8 @@ func (l *launch) message(ctx context.Context, rootfs []*typesv1.Mount) (_ *shimv
 		b.Runtime, b.RuntimeName, b.RuntimeArgs = l.runtime.Path, l.runtime.Name, l.runtime.Args
 		return b, nil
 	}
-	if l.s.Seccomp != nil {
-		if b.Seccomp, err = l.s.Seccomp(ctx); err != nil {
+	if l.s.Seccomp != nil && ocispec.Confined(spec) {
+		if b.Seccomp, err = l.s.Seccomp(ctx, ocispec.Capabilities(spec, l.s.Capabilities)); err != nil {
 			return nil, fmt.Errorf("seccomp filter: %w", err)
 		}
 	}
@@ -493,31 +512,4 @@ func (l *launch) record(cause, err error) error {
 		is.Run, is.StartFailed, is.Message, is.Pid = l.c.GetWantedRun(), true, sentence.Of(err), 0
 		is.Ports, is.Addresses, is.Warnings = nil, nil, nil
 	})
-}
-
-// handOver gives the shim to those who want to join from the first byte, and waits until they have.
-func (k *keeper) handOver(ctx context.Context, shim supervise.Shim) {
-	for _, j := range k.takeJoiners() {
-		j.offer <- offer{shim: shim}
-		select {
-		case <-j.ready:
-		case <-time.After(k.s.times.find): // it may miss what the ring cannot hold
-		case <-ctx.Done():
-		}
-	}
-}
-
-// refuse tells them that there is nothing to join.
-func (k *keeper) refuse(err error) {
-	for _, j := range k.takeJoiners() {
-		j.offer <- offer{err: err}
-	}
-}
-
-func (k *keeper) takeJoiners() []*joiner {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	js := k.joiners
-	k.joiners = nil
-	return js
 }

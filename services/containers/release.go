@@ -11,6 +11,7 @@ import (
 
 	"github.com/gantryd/gantry/internal/fault"
 	"github.com/gantryd/gantry/internal/meta"
+	"github.com/gantryd/gantry/internal/ocispec"
 	"github.com/gantryd/gantry/internal/rpc"
 	"github.com/gantryd/gantry/internal/supervise"
 	containersv1 "github.com/gantryd/gantry/proto/gantry/containers/v1"
@@ -80,7 +81,7 @@ func (k *keeper) drops(tx *meta.Tx, c *containersv1.Container, forget, held bool
 	} else {
 		claims = append(claims, claim(meta.Use, kindContainer, "", k.id))
 	}
-	if held && c.GetSpec().GetNetworkMode() != containersv1.NetworkMode_NETWORK_MODE_HOST {
+	if held && ocispec.OwnNetwork(c.GetSpec()) {
 		claims = append(append(claims, claim(meta.Drop, kindNetNS, "", k.id)), k.s.Networks.Drops(tx, k.id)...)
 	}
 	if held {
@@ -190,7 +191,7 @@ func (k *keeper) dropRun(ctx context.Context, op *meta.Op, c *containersv1.Conta
 	var errs [3]error
 	var wg sync.WaitGroup
 	wg.Go(func() { errs[0] = k.s.end(ctx, k.id, shim) })
-	own := c.GetSpec().GetNetworkMode() != containersv1.NetworkMode_NETWORK_MODE_HOST
+	own := ocispec.OwnNetwork(c.GetSpec())
 	if own {
 		wg.Go(func() { errs[1] = k.s.Networks.Leave(ctx, op, c) })
 	}
@@ -211,7 +212,7 @@ func (k *keeper) dropRun(ctx context.Context, op *meta.Op, c *containersv1.Conta
 func (s *Service) end(ctx context.Context, id string, shim supervise.Shim) error {
 	if shim != nil {
 		if err := shutdown(ctx, shim); err == nil {
-			return os.RemoveAll(s.state(id).State)
+			return supervise.DropState(s.state(id))
 		}
 	}
 	_, err := s.Shims.Bury(ctx, s.state(id))

@@ -74,7 +74,7 @@ func TestWire(t *testing.T) {
 	if _, err := stream.Header(); err != nil { // registered
 		t.Fatal(err)
 	}
-	if r, err := c.Start(ctx, &containersv1.StartRequest{Ref: id}); err != nil || r.GetContainer().GetStatus().GetPid() != 42 {
+	if r, err := c.Start(ctx, &containersv1.StartRequest{Ref: id}); err != nil || r.GetContainer().GetStatus().GetPid() != fakePID {
 		t.Fatal(r, err)
 	}
 	m, err := stream.Recv()

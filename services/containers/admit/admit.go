@@ -72,7 +72,10 @@ func Check(name string, labels map[string]string, spec *containersv1.Spec, runti
 	if err := checkNetworks(spec); err != nil {
 		return err
 	}
-	return ocispec.Check(spec, runtime.NumCPU())
+	if err := ocispec.Check(spec, runtime.NumCPU()); err != nil {
+		return err
+	}
+	return checkHost(spec, thisHost())
 }
 
 // leastLog and mostLogs bound the files of a log: each costs a file's overhead, and a directory is read as a whole.
@@ -91,7 +94,7 @@ func checkLog(l *containersv1.LogOptions) error {
 func checkNetworks(spec *containersv1.Spec) error {
 	mode := spec.GetNetworkMode()
 	if mode != containersv1.NetworkMode_NETWORK_MODE_UNSPECIFIED && len(spec.GetNetworks()) > 0 {
-		return invalid("network %s: a container on the host's network, or on none, joins no other", spec.GetNetworks()[0].GetNetwork())
+		return invalid("network %s: a container on the host's network, on another container's, or on none, joins no other", spec.GetNetworks()[0].GetNetwork())
 	}
 	for _, n := range spec.GetNetworks() {
 		if n.GetNetwork() == "" {
@@ -105,6 +108,9 @@ func checkNetworks(spec *containersv1.Spec) error {
 	}
 	if mode == containersv1.NetworkMode_NETWORK_MODE_NONE && len(spec.GetPorts()) > 0 {
 		return invalid("a container on no network publishes no ports: take one away")
+	}
+	if mode == containersv1.NetworkMode_NETWORK_MODE_CONTAINER && len(spec.GetPorts()) > 0 {
+		return invalid("a container on the network of %s publishes no ports: publish them there", spec.GetNetworkContainer())
 	}
 	return checkPorts(spec.GetPorts())
 }

@@ -14,6 +14,7 @@ import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	durationpb "google.golang.org/protobuf/types/known/durationpb"
+	fieldmaskpb "google.golang.org/protobuf/types/known/fieldmaskpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -34,6 +35,7 @@ const (
 	NetworkMode_NETWORK_MODE_UNSPECIFIED NetworkMode = 0 // a namespace of its own, on the networks named (or the default one)
 	NetworkMode_NETWORK_MODE_NONE        NetworkMode = 1 // a namespace of its own, with loopback only
 	NetworkMode_NETWORK_MODE_HOST        NetworkMode = 2 // the host's
+	NetworkMode_NETWORK_MODE_CONTAINER   NetworkMode = 3 // network_container's
 )
 
 // Enum value maps for NetworkMode.
@@ -42,11 +44,13 @@ var (
 		0: "NETWORK_MODE_UNSPECIFIED",
 		1: "NETWORK_MODE_NONE",
 		2: "NETWORK_MODE_HOST",
+		3: "NETWORK_MODE_CONTAINER",
 	}
 	NetworkMode_value = map[string]int32{
 		"NETWORK_MODE_UNSPECIFIED": 0,
 		"NETWORK_MODE_NONE":        1,
 		"NETWORK_MODE_HOST":        2,
+		"NETWORK_MODE_CONTAINER":   3,
 	}
 )
 
@@ -198,6 +202,62 @@ func (Phase) EnumDescriptor() ([]byte, []int) {
 	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{2}
 }
 
+// Mode is whose it is.
+type Namespace_Mode int32
+
+const (
+	Namespace_MODE_UNSPECIFIED Namespace_Mode = 0 // its own
+	Namespace_MODE_HOST        Namespace_Mode = 1
+	Namespace_MODE_CONTAINER   Namespace_Mode = 2 // another container's, which must run when this one starts
+	Namespace_MODE_SHAREABLE   Namespace_Mode = 3 // ipc only: its own, and others may join it and its /dev/shm
+	Namespace_MODE_NONE        Namespace_Mode = 4 // ipc only: its own, without /dev/shm
+)
+
+// Enum value maps for Namespace_Mode.
+var (
+	Namespace_Mode_name = map[int32]string{
+		0: "MODE_UNSPECIFIED",
+		1: "MODE_HOST",
+		2: "MODE_CONTAINER",
+		3: "MODE_SHAREABLE",
+		4: "MODE_NONE",
+	}
+	Namespace_Mode_value = map[string]int32{
+		"MODE_UNSPECIFIED": 0,
+		"MODE_HOST":        1,
+		"MODE_CONTAINER":   2,
+		"MODE_SHAREABLE":   3,
+		"MODE_NONE":        4,
+	}
+)
+
+func (x Namespace_Mode) Enum() *Namespace_Mode {
+	p := new(Namespace_Mode)
+	*p = x
+	return p
+}
+
+func (x Namespace_Mode) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Namespace_Mode) Descriptor() protoreflect.EnumDescriptor {
+	return file_gantry_containers_v1_containers_proto_enumTypes[3].Descriptor()
+}
+
+func (Namespace_Mode) Type() protoreflect.EnumType {
+	return &file_gantry_containers_v1_containers_proto_enumTypes[3]
+}
+
+func (x Namespace_Mode) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Namespace_Mode.Descriptor instead.
+func (Namespace_Mode) EnumDescriptor() ([]byte, []int) {
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{7, 0}
+}
+
 // Kind is what source names.
 type VolumeMount_Kind int32
 
@@ -235,11 +295,11 @@ func (x VolumeMount_Kind) String() string {
 }
 
 func (VolumeMount_Kind) Descriptor() protoreflect.EnumDescriptor {
-	return file_gantry_containers_v1_containers_proto_enumTypes[3].Descriptor()
+	return file_gantry_containers_v1_containers_proto_enumTypes[4].Descriptor()
 }
 
 func (VolumeMount_Kind) Type() protoreflect.EnumType {
-	return &file_gantry_containers_v1_containers_proto_enumTypes[3]
+	return &file_gantry_containers_v1_containers_proto_enumTypes[4]
 }
 
 func (x VolumeMount_Kind) Number() protoreflect.EnumNumber {
@@ -248,7 +308,7 @@ func (x VolumeMount_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use VolumeMount_Kind.Descriptor instead.
 func (VolumeMount_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{3, 0}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{8, 0}
 }
 
 // When is the condition.
@@ -285,11 +345,11 @@ func (x RestartPolicy_When) String() string {
 }
 
 func (RestartPolicy_When) Descriptor() protoreflect.EnumDescriptor {
-	return file_gantry_containers_v1_containers_proto_enumTypes[4].Descriptor()
+	return file_gantry_containers_v1_containers_proto_enumTypes[5].Descriptor()
 }
 
 func (RestartPolicy_When) Type() protoreflect.EnumType {
-	return &file_gantry_containers_v1_containers_proto_enumTypes[4]
+	return &file_gantry_containers_v1_containers_proto_enumTypes[5]
 }
 
 func (x RestartPolicy_When) Number() protoreflect.EnumNumber {
@@ -298,7 +358,7 @@ func (x RestartPolicy_When) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use RestartPolicy_When.Descriptor instead.
 func (RestartPolicy_When) EnumDescriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{9, 0}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{16, 0}
 }
 
 // Until is what to wait for.
@@ -335,11 +395,11 @@ func (x WaitRequest_Until) String() string {
 }
 
 func (WaitRequest_Until) Descriptor() protoreflect.EnumDescriptor {
-	return file_gantry_containers_v1_containers_proto_enumTypes[5].Descriptor()
+	return file_gantry_containers_v1_containers_proto_enumTypes[6].Descriptor()
 }
 
 func (WaitRequest_Until) Type() protoreflect.EnumType {
-	return &file_gantry_containers_v1_containers_proto_enumTypes[5]
+	return &file_gantry_containers_v1_containers_proto_enumTypes[6]
 }
 
 func (x WaitRequest_Until) Number() protoreflect.EnumNumber {
@@ -348,20 +408,21 @@ func (x WaitRequest_Until) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use WaitRequest_Until.Descriptor instead.
 func (WaitRequest_Until) EnumDescriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{30, 0}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{39, 0}
 }
 
 // Container is the API type, the domain type and the stored record.
 type Container struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Meta          *v1.Meta               `protobuf:"bytes,1,opt,name=meta,proto3" json:"meta,omitempty"`
-	Spec          *Spec                  `protobuf:"bytes,2,opt,name=spec,proto3" json:"spec,omitempty"`                                       // the user's words; the daemon never edits them
+	Spec          *Spec                  `protobuf:"bytes,2,opt,name=spec,proto3" json:"spec,omitempty"`                                       // the user's words; the daemon never edits them by itself
 	Wanted        Wanted                 `protobuf:"varint,3,opt,name=wanted,proto3,enum=gantry.containers.v1.Wanted" json:"wanted,omitempty"` // where it should be
 	Status        *Status                `protobuf:"bytes,4,opt,name=status,proto3" json:"status,omitempty"`                                   // where it is; written only by its keeper
 	WantedRun     uint64                 `protobuf:"varint,5,opt,name=wanted_run,json=wantedRun,proto3" json:"wanted_run,omitempty"`           // counts Start; a run is due while status.run is less
 	Origin        *Origin                `protobuf:"bytes,6,opt,name=origin,proto3" json:"origin,omitempty"`                                   // what spec.image meant at Create
 	Volumes       []*VolumeMount         `protobuf:"bytes,7,rep,name=volumes,proto3" json:"volumes,omitempty"`                                 // what is mounted: the spec's and the image's, every volume with a name
 	Command       []string               `protobuf:"bytes,8,rep,name=command,proto3" json:"command,omitempty"`                                 // what runs: entrypoint and arguments
+	Shared        []*Shared              `protobuf:"bytes,9,rep,name=shared,proto3" json:"shared,omitempty"`                                   // whose namespaces it joins: what the names in the spec meant at Create
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -452,6 +513,74 @@ func (x *Container) GetCommand() []string {
 	return nil
 }
 
+func (x *Container) GetShared() []*Shared {
+	if x != nil {
+		return x.Shared
+	}
+	return nil
+}
+
+// Shared is a namespace of another container's.
+type Shared struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Namespace     string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"` // "network", "pid", "ipc", "uts"
+	Container     string                 `protobuf:"bytes,2,opt,name=container,proto3" json:"container,omitempty"` // id
+	Hostname      string                 `protobuf:"bytes,3,opt,name=hostname,proto3" json:"hostname,omitempty"`   // that it goes by; network and uts only
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Shared) Reset() {
+	*x = Shared{}
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Shared) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Shared) ProtoMessage() {}
+
+func (x *Shared) ProtoReflect() protoreflect.Message {
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Shared.ProtoReflect.Descriptor instead.
+func (*Shared) Descriptor() ([]byte, []int) {
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Shared) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *Shared) GetContainer() string {
+	if x != nil {
+		return x.Container
+	}
+	return ""
+}
+
+func (x *Shared) GetHostname() string {
+	if x != nil {
+		return x.Hostname
+	}
+	return ""
+}
+
 // Origin is the image that a container was made from. The name may mean another image by now, and
 // the image may be gone.
 type Origin struct {
@@ -467,7 +596,7 @@ type Origin struct {
 
 func (x *Origin) Reset() {
 	*x = Origin{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[1]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -479,7 +608,7 @@ func (x *Origin) String() string {
 func (*Origin) ProtoMessage() {}
 
 func (x *Origin) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[1]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -492,7 +621,7 @@ func (x *Origin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Origin.ProtoReflect.Descriptor instead.
 func (*Origin) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{1}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Origin) GetImage() string {
@@ -530,47 +659,67 @@ func (x *Origin) GetConfig() *v11.Config {
 	return nil
 }
 
-// Spec is what the user asked for. The daemon never edits it; what was filled in from the
-// image and the configuration is in the bundle.
+// Spec is what the user asked for. The daemon never edits it, Update does; what was filled in from
+// the image and the configuration is in the bundle.
 type Spec struct {
-	state           protoimpl.MessageState `protogen:"open.v1"`
-	Image           string                 `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"` // as the user wrote it
-	Args            []string               `protobuf:"bytes,2,rep,name=args,proto3" json:"args,omitempty"`   // instead of the image's cmd
-	Env             []string               `protobuf:"bytes,3,rep,name=env,proto3" json:"env,omitempty"`     // KEY=VALUE, over the image's
-	User            string                 `protobuf:"bytes,4,opt,name=user,proto3" json:"user,omitempty"`   // name|uid[:group|gid]
-	Workdir         string                 `protobuf:"bytes,5,opt,name=workdir,proto3" json:"workdir,omitempty"`
-	Tty             bool                   `protobuf:"varint,6,opt,name=tty,proto3" json:"tty,omitempty"`
-	OpenStdin       bool                   `protobuf:"varint,7,opt,name=open_stdin,json=openStdin,proto3" json:"open_stdin,omitempty"` // keep stdin open while nobody is attached
-	Snapshotter     string                 `protobuf:"bytes,8,opt,name=snapshotter,proto3" json:"snapshotter,omitempty"`               // "" means the daemon's default
-	Volumes         []*VolumeMount         `protobuf:"bytes,9,rep,name=volumes,proto3" json:"volumes,omitempty"`
-	Networks        []*NetworkAttachment   `protobuf:"bytes,10,rep,name=networks,proto3" json:"networks,omitempty"` // none: what network_mode says
-	Resources       *Resources             `protobuf:"bytes,11,opt,name=resources,proto3" json:"resources,omitempty"`
-	Restart         *RestartPolicy         `protobuf:"bytes,12,opt,name=restart,proto3" json:"restart,omitempty"`
-	RemoveOnExit    bool                   `protobuf:"varint,13,opt,name=remove_on_exit,json=removeOnExit,proto3" json:"remove_on_exit,omitempty"`
-	Entrypoint      []string               `protobuf:"bytes,14,rep,name=entrypoint,proto3" json:"entrypoint,omitempty"`                                   // instead of the image's
-	ClearEntrypoint bool                   `protobuf:"varint,15,opt,name=clear_entrypoint,json=clearEntrypoint,proto3" json:"clear_entrypoint,omitempty"` // none at all: --entrypoint ""
-	Hostname        string                 `protobuf:"bytes,16,opt,name=hostname,proto3" json:"hostname,omitempty"`                                       // "" means the first 12 digits of the id
-	Domainname      string                 `protobuf:"bytes,17,opt,name=domainname,proto3" json:"domainname,omitempty"`
-	StdinOnce       bool                   `protobuf:"varint,18,opt,name=stdin_once,json=stdinOnce,proto3" json:"stdin_once,omitempty"`   // stdin ends when the first client that was attached to it leaves
-	StopSignal      string                 `protobuf:"bytes,19,opt,name=stop_signal,json=stopSignal,proto3" json:"stop_signal,omitempty"` // "" means the image's, else SIGTERM
-	StopGrace       *durationpb.Duration   `protobuf:"bytes,20,opt,name=stop_grace,json=stopGrace,proto3" json:"stop_grace,omitempty"`    // unset means 10 s
-	Init            bool                   `protobuf:"varint,21,opt,name=init,proto3" json:"init,omitempty"`                              // a small init reaps and forwards signals
-	NetworkMode     NetworkMode            `protobuf:"varint,22,opt,name=network_mode,json=networkMode,proto3,enum=gantry.containers.v1.NetworkMode" json:"network_mode,omitempty"`
-	Ports           []*PortMapping         `protobuf:"bytes,23,rep,name=ports,proto3" json:"ports,omitempty"`
-	Log             *LogOptions            `protobuf:"bytes,24,opt,name=log,proto3" json:"log,omitempty"`
-	NoNewPrivileges bool                   `protobuf:"varint,25,opt,name=no_new_privileges,json=noNewPrivileges,proto3" json:"no_new_privileges,omitempty"`
-	ReadOnly        bool                   `protobuf:"varint,26,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"` // the root filesystem
-	Rlimits         []*Rlimit              `protobuf:"bytes,27,rep,name=rlimits,proto3" json:"rlimits,omitempty"`
-	ExtraHosts      []string               `protobuf:"bytes,28,rep,name=extra_hosts,json=extraHosts,proto3" json:"extra_hosts,omitempty"` // name:address
-	Dns             []string               `protobuf:"bytes,29,rep,name=dns,proto3" json:"dns,omitempty"`                                 // nameservers instead of the host's
-	Runtime         string                 `protobuf:"bytes,30,opt,name=runtime,proto3" json:"runtime,omitempty"`                         // "" means native
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	Image            string                 `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"` // as the user wrote it
+	Args             []string               `protobuf:"bytes,2,rep,name=args,proto3" json:"args,omitempty"`   // instead of the image's cmd
+	Env              []string               `protobuf:"bytes,3,rep,name=env,proto3" json:"env,omitempty"`     // KEY=VALUE, over the image's
+	User             string                 `protobuf:"bytes,4,opt,name=user,proto3" json:"user,omitempty"`   // name|uid[:group|gid]
+	Workdir          string                 `protobuf:"bytes,5,opt,name=workdir,proto3" json:"workdir,omitempty"`
+	Tty              bool                   `protobuf:"varint,6,opt,name=tty,proto3" json:"tty,omitempty"`
+	OpenStdin        bool                   `protobuf:"varint,7,opt,name=open_stdin,json=openStdin,proto3" json:"open_stdin,omitempty"` // keep stdin open while nobody is attached
+	Snapshotter      string                 `protobuf:"bytes,8,opt,name=snapshotter,proto3" json:"snapshotter,omitempty"`               // "" means the daemon's default
+	Volumes          []*VolumeMount         `protobuf:"bytes,9,rep,name=volumes,proto3" json:"volumes,omitempty"`
+	Networks         []*NetworkAttachment   `protobuf:"bytes,10,rep,name=networks,proto3" json:"networks,omitempty"` // none: what network_mode says
+	Resources        *Resources             `protobuf:"bytes,11,opt,name=resources,proto3" json:"resources,omitempty"`
+	Restart          *RestartPolicy         `protobuf:"bytes,12,opt,name=restart,proto3" json:"restart,omitempty"`
+	RemoveOnExit     bool                   `protobuf:"varint,13,opt,name=remove_on_exit,json=removeOnExit,proto3" json:"remove_on_exit,omitempty"`
+	Entrypoint       []string               `protobuf:"bytes,14,rep,name=entrypoint,proto3" json:"entrypoint,omitempty"`                                   // instead of the image's
+	ClearEntrypoint  bool                   `protobuf:"varint,15,opt,name=clear_entrypoint,json=clearEntrypoint,proto3" json:"clear_entrypoint,omitempty"` // none at all: --entrypoint ""
+	Hostname         string                 `protobuf:"bytes,16,opt,name=hostname,proto3" json:"hostname,omitempty"`                                       // "" means the first 12 digits of the id
+	Domainname       string                 `protobuf:"bytes,17,opt,name=domainname,proto3" json:"domainname,omitempty"`
+	StdinOnce        bool                   `protobuf:"varint,18,opt,name=stdin_once,json=stdinOnce,proto3" json:"stdin_once,omitempty"`   // stdin ends when the first client that was attached to it leaves
+	StopSignal       string                 `protobuf:"bytes,19,opt,name=stop_signal,json=stopSignal,proto3" json:"stop_signal,omitempty"` // "" means the image's, else SIGTERM
+	StopGrace        *durationpb.Duration   `protobuf:"bytes,20,opt,name=stop_grace,json=stopGrace,proto3" json:"stop_grace,omitempty"`    // unset means 10 s
+	Init             bool                   `protobuf:"varint,21,opt,name=init,proto3" json:"init,omitempty"`                              // a small init reaps and forwards signals
+	NetworkMode      NetworkMode            `protobuf:"varint,22,opt,name=network_mode,json=networkMode,proto3,enum=gantry.containers.v1.NetworkMode" json:"network_mode,omitempty"`
+	Ports            []*PortMapping         `protobuf:"bytes,23,rep,name=ports,proto3" json:"ports,omitempty"`
+	Log              *LogOptions            `protobuf:"bytes,24,opt,name=log,proto3" json:"log,omitempty"`
+	NoNewPrivileges  bool                   `protobuf:"varint,25,opt,name=no_new_privileges,json=noNewPrivileges,proto3" json:"no_new_privileges,omitempty"`
+	ReadOnly         bool                   `protobuf:"varint,26,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"` // the root filesystem
+	Rlimits          []*Rlimit              `protobuf:"bytes,27,rep,name=rlimits,proto3" json:"rlimits,omitempty"`
+	ExtraHosts       []string               `protobuf:"bytes,28,rep,name=extra_hosts,json=extraHosts,proto3" json:"extra_hosts,omitempty"` // name:address
+	Dns              []string               `protobuf:"bytes,29,rep,name=dns,proto3" json:"dns,omitempty"`                                 // nameservers instead of the host's
+	Runtime          string                 `protobuf:"bytes,30,opt,name=runtime,proto3" json:"runtime,omitempty"`                         // "" means native
+	Privileged       bool                   `protobuf:"varint,31,opt,name=privileged,proto3" json:"privileged,omitempty"`                  // every capability and device that the daemon has; nothing masked, read-only or filtered
+	CapAdd           []string               `protobuf:"bytes,32,rep,name=cap_add,json=capAdd,proto3" json:"cap_add,omitempty"`             // "NET_ADMIN", "CAP_NET_ADMIN" or "ALL", over the default ones
+	CapDrop          []string               `protobuf:"bytes,33,rep,name=cap_drop,json=capDrop,proto3" json:"cap_drop,omitempty"`
+	Seccomp          *Seccomp               `protobuf:"bytes,34,opt,name=seccomp,proto3" json:"seccomp,omitempty"`   // unset: the daemon's profile, or none if privileged
+	Apparmor         string                 `protobuf:"bytes,35,opt,name=apparmor,proto3" json:"apparmor,omitempty"` // a profile that is loaded; "" means the daemon's, "unconfined" none
+	Selinux          []string               `protobuf:"bytes,36,rep,name=selinux,proto3" json:"selinux,omitempty"`   // "disable", "type:svirt_lxc_net_t", "level:s0:c1,c2"
+	Unmask           bool                   `protobuf:"varint,37,opt,name=unmask,proto3" json:"unmask,omitempty"`    // hide and write-protect nothing in /proc and /sys
+	Devices          []*Device              `protobuf:"bytes,38,rep,name=devices,proto3" json:"devices,omitempty"`
+	DeviceRules      []string               `protobuf:"bytes,39,rep,name=device_rules,json=deviceRules,proto3" json:"device_rules,omitempty"` // "c 189:* rwm" (the kernel's cgroup-v1/devices.rst)
+	Sysctls          []*Sysctl              `protobuf:"bytes,40,rep,name=sysctls,proto3" json:"sysctls,omitempty"`
+	ShmBytes         int64                  `protobuf:"varint,41,opt,name=shm_bytes,json=shmBytes,proto3" json:"shm_bytes,omitempty"` // of /dev/shm; 0 means 64 MiB
+	PidNamespace     *Namespace             `protobuf:"bytes,42,opt,name=pid_namespace,json=pidNamespace,proto3" json:"pid_namespace,omitempty"`
+	IpcNamespace     *Namespace             `protobuf:"bytes,43,opt,name=ipc_namespace,json=ipcNamespace,proto3" json:"ipc_namespace,omitempty"`
+	UtsNamespace     *Namespace             `protobuf:"bytes,44,opt,name=uts_namespace,json=utsNamespace,proto3" json:"uts_namespace,omitempty"`
+	CgroupNamespace  *Namespace             `protobuf:"bytes,45,opt,name=cgroup_namespace,json=cgroupNamespace,proto3" json:"cgroup_namespace,omitempty"`
+	UserNamespace    *Namespace             `protobuf:"bytes,46,opt,name=user_namespace,json=userNamespace,proto3" json:"user_namespace,omitempty"`
+	NetworkContainer string                 `protobuf:"bytes,47,opt,name=network_container,json=networkContainer,proto3" json:"network_container,omitempty"` // NETWORK_MODE_CONTAINER only: its name or id
+	CgroupParent     string                 `protobuf:"bytes,48,opt,name=cgroup_parent,json=cgroupParent,proto3" json:"cgroup_parent,omitempty"`             // absolute; "" means the daemon's own
+	OomScoreAdj      *int32                 `protobuf:"varint,49,opt,name=oom_score_adj,json=oomScoreAdj,proto3,oneof" json:"oom_score_adj,omitempty"`       // -1000: never chosen when memory is short, 1000: first
+	Groups           []string               `protobuf:"bytes,50,rep,name=groups,proto3" json:"groups,omitempty"`                                             // more groups of the user, by number
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *Spec) Reset() {
 	*x = Spec{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[2]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -582,7 +731,7 @@ func (x *Spec) String() string {
 func (*Spec) ProtoMessage() {}
 
 func (x *Spec) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[2]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -595,7 +744,7 @@ func (x *Spec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Spec.ProtoReflect.Descriptor instead.
 func (*Spec) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{2}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Spec) GetImage() string {
@@ -808,6 +957,374 @@ func (x *Spec) GetRuntime() string {
 	return ""
 }
 
+func (x *Spec) GetPrivileged() bool {
+	if x != nil {
+		return x.Privileged
+	}
+	return false
+}
+
+func (x *Spec) GetCapAdd() []string {
+	if x != nil {
+		return x.CapAdd
+	}
+	return nil
+}
+
+func (x *Spec) GetCapDrop() []string {
+	if x != nil {
+		return x.CapDrop
+	}
+	return nil
+}
+
+func (x *Spec) GetSeccomp() *Seccomp {
+	if x != nil {
+		return x.Seccomp
+	}
+	return nil
+}
+
+func (x *Spec) GetApparmor() string {
+	if x != nil {
+		return x.Apparmor
+	}
+	return ""
+}
+
+func (x *Spec) GetSelinux() []string {
+	if x != nil {
+		return x.Selinux
+	}
+	return nil
+}
+
+func (x *Spec) GetUnmask() bool {
+	if x != nil {
+		return x.Unmask
+	}
+	return false
+}
+
+func (x *Spec) GetDevices() []*Device {
+	if x != nil {
+		return x.Devices
+	}
+	return nil
+}
+
+func (x *Spec) GetDeviceRules() []string {
+	if x != nil {
+		return x.DeviceRules
+	}
+	return nil
+}
+
+func (x *Spec) GetSysctls() []*Sysctl {
+	if x != nil {
+		return x.Sysctls
+	}
+	return nil
+}
+
+func (x *Spec) GetShmBytes() int64 {
+	if x != nil {
+		return x.ShmBytes
+	}
+	return 0
+}
+
+func (x *Spec) GetPidNamespace() *Namespace {
+	if x != nil {
+		return x.PidNamespace
+	}
+	return nil
+}
+
+func (x *Spec) GetIpcNamespace() *Namespace {
+	if x != nil {
+		return x.IpcNamespace
+	}
+	return nil
+}
+
+func (x *Spec) GetUtsNamespace() *Namespace {
+	if x != nil {
+		return x.UtsNamespace
+	}
+	return nil
+}
+
+func (x *Spec) GetCgroupNamespace() *Namespace {
+	if x != nil {
+		return x.CgroupNamespace
+	}
+	return nil
+}
+
+func (x *Spec) GetUserNamespace() *Namespace {
+	if x != nil {
+		return x.UserNamespace
+	}
+	return nil
+}
+
+func (x *Spec) GetNetworkContainer() string {
+	if x != nil {
+		return x.NetworkContainer
+	}
+	return ""
+}
+
+func (x *Spec) GetCgroupParent() string {
+	if x != nil {
+		return x.CgroupParent
+	}
+	return ""
+}
+
+func (x *Spec) GetOomScoreAdj() int32 {
+	if x != nil && x.OomScoreAdj != nil {
+		return *x.OomScoreAdj
+	}
+	return 0
+}
+
+func (x *Spec) GetGroups() []string {
+	if x != nil {
+		return x.Groups
+	}
+	return nil
+}
+
+// Seccomp is which system calls the processes may make.
+type Seccomp struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Unconfined    bool                   `protobuf:"varint,1,opt,name=unconfined,proto3" json:"unconfined,omitempty"` // all
+	Profile       []byte                 `protobuf:"bytes,2,opt,name=profile,proto3" json:"profile,omitempty"`        // JSON, as Docker or the OCI write it; not with unconfined
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Seccomp) Reset() {
+	*x = Seccomp{}
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Seccomp) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Seccomp) ProtoMessage() {}
+
+func (x *Seccomp) ProtoReflect() protoreflect.Message {
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Seccomp.ProtoReflect.Descriptor instead.
+func (*Seccomp) Descriptor() ([]byte, []int) {
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Seccomp) GetUnconfined() bool {
+	if x != nil {
+		return x.Unconfined
+	}
+	return false
+}
+
+func (x *Seccomp) GetProfile() []byte {
+	if x != nil {
+		return x.Profile
+	}
+	return nil
+}
+
+// Device is a device of the host that the container may use.
+type Device struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	HostPath      string                 `protobuf:"bytes,1,opt,name=host_path,json=hostPath,proto3" json:"host_path,omitempty"` // a node, or a directory of them
+	Path          string                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`                         // in the container; "" means the same
+	Access        string                 `protobuf:"bytes,3,opt,name=access,proto3" json:"access,omitempty"`                     // of "rwm": read, write, make; "" means all
+	Cdi           string                 `protobuf:"bytes,4,opt,name=cdi,proto3" json:"cdi,omitempty"`                           // instead of all that: a name of the Container Device Interface, vendor.com/class=name
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Device) Reset() {
+	*x = Device{}
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Device) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Device) ProtoMessage() {}
+
+func (x *Device) ProtoReflect() protoreflect.Message {
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Device.ProtoReflect.Descriptor instead.
+func (*Device) Descriptor() ([]byte, []int) {
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Device) GetHostPath() string {
+	if x != nil {
+		return x.HostPath
+	}
+	return ""
+}
+
+func (x *Device) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *Device) GetAccess() string {
+	if x != nil {
+		return x.Access
+	}
+	return ""
+}
+
+func (x *Device) GetCdi() string {
+	if x != nil {
+		return x.Cdi
+	}
+	return ""
+}
+
+// Sysctl is a parameter of the kernel that the container's own namespaces have.
+type Sysctl struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"` // "net.core.somaxconn"
+	Value         string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Sysctl) Reset() {
+	*x = Sysctl{}
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Sysctl) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Sysctl) ProtoMessage() {}
+
+func (x *Sysctl) ProtoReflect() protoreflect.Message {
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Sysctl.ProtoReflect.Descriptor instead.
+func (*Sysctl) Descriptor() ([]byte, []int) {
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Sysctl) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Sysctl) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
+// Namespace is where one of the container's namespaces comes from.
+type Namespace struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Mode          Namespace_Mode         `protobuf:"varint,1,opt,name=mode,proto3,enum=gantry.containers.v1.Namespace_Mode" json:"mode,omitempty"`
+	Container     string                 `protobuf:"bytes,2,opt,name=container,proto3" json:"container,omitempty"` // MODE_CONTAINER only: its name or id
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Namespace) Reset() {
+	*x = Namespace{}
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Namespace) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Namespace) ProtoMessage() {}
+
+func (x *Namespace) ProtoReflect() protoreflect.Message {
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Namespace.ProtoReflect.Descriptor instead.
+func (*Namespace) Descriptor() ([]byte, []int) {
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Namespace) GetMode() Namespace_Mode {
+	if x != nil {
+		return x.Mode
+	}
+	return Namespace_MODE_UNSPECIFIED
+}
+
+func (x *Namespace) GetContainer() string {
+	if x != nil {
+		return x.Container
+	}
+	return ""
+}
+
 // VolumeMount puts a volume, or a host path, at a path in the container.
 type VolumeMount struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -824,7 +1341,7 @@ type VolumeMount struct {
 
 func (x *VolumeMount) Reset() {
 	*x = VolumeMount{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[3]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -836,7 +1353,7 @@ func (x *VolumeMount) String() string {
 func (*VolumeMount) ProtoMessage() {}
 
 func (x *VolumeMount) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[3]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -849,7 +1366,7 @@ func (x *VolumeMount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeMount.ProtoReflect.Descriptor instead.
 func (*VolumeMount) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{3}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *VolumeMount) GetSource() string {
@@ -914,7 +1431,7 @@ type NetworkAttachment struct {
 
 func (x *NetworkAttachment) Reset() {
 	*x = NetworkAttachment{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[4]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -926,7 +1443,7 @@ func (x *NetworkAttachment) String() string {
 func (*NetworkAttachment) ProtoMessage() {}
 
 func (x *NetworkAttachment) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[4]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -939,7 +1456,7 @@ func (x *NetworkAttachment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkAttachment.ProtoReflect.Descriptor instead.
 func (*NetworkAttachment) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{4}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *NetworkAttachment) GetNetwork() string {
@@ -984,7 +1501,7 @@ type PortMapping struct {
 
 func (x *PortMapping) Reset() {
 	*x = PortMapping{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[5]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -996,7 +1513,7 @@ func (x *PortMapping) String() string {
 func (*PortMapping) ProtoMessage() {}
 
 func (x *PortMapping) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[5]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1009,7 +1526,7 @@ func (x *PortMapping) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortMapping.ProtoReflect.Descriptor instead.
 func (*PortMapping) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{5}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *PortMapping) GetProtocol() string {
@@ -1058,7 +1575,7 @@ type LogOptions struct {
 
 func (x *LogOptions) Reset() {
 	*x = LogOptions{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[6]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1070,7 +1587,7 @@ func (x *LogOptions) String() string {
 func (*LogOptions) ProtoMessage() {}
 
 func (x *LogOptions) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[6]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1083,7 +1600,7 @@ func (x *LogOptions) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogOptions.ProtoReflect.Descriptor instead.
 func (*LogOptions) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{6}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *LogOptions) GetMaxBytes() int64 {
@@ -1112,7 +1629,7 @@ type Rlimit struct {
 
 func (x *Rlimit) Reset() {
 	*x = Rlimit{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[7]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1124,7 +1641,7 @@ func (x *Rlimit) String() string {
 func (*Rlimit) ProtoMessage() {}
 
 func (x *Rlimit) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[7]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1137,7 +1654,7 @@ func (x *Rlimit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rlimit.ProtoReflect.Descriptor instead.
 func (*Rlimit) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{7}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Rlimit) GetName() string {
@@ -1163,17 +1680,32 @@ func (x *Rlimit) GetHard() uint64 {
 
 // Resources bounds what the container may use. Zero means no bound.
 type Resources struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	MemoryBytes   int64                  `protobuf:"varint,1,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
-	CpuMillis     int64                  `protobuf:"varint,2,opt,name=cpu_millis,json=cpuMillis,proto3" json:"cpu_millis,omitempty"` // thousandths of a processor
-	Pids          int64                  `protobuf:"varint,3,opt,name=pids,proto3" json:"pids,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state                  protoimpl.MessageState `protogen:"open.v1"`
+	MemoryBytes            int64                  `protobuf:"varint,1,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	CpuMillis              int64                  `protobuf:"varint,2,opt,name=cpu_millis,json=cpuMillis,proto3" json:"cpu_millis,omitempty"` // thousandths of a processor
+	Pids                   int64                  `protobuf:"varint,3,opt,name=pids,proto3" json:"pids,omitempty"`
+	CpusetCpus             string                 `protobuf:"bytes,4,opt,name=cpuset_cpus,json=cpusetCpus,proto3" json:"cpuset_cpus,omitempty"`                                         // "0-2,7"; "" means all
+	CpusetMems             string                 `protobuf:"bytes,5,opt,name=cpuset_mems,json=cpusetMems,proto3" json:"cpuset_mems,omitempty"`                                         // memory nodes, in the same words
+	CpuShares              uint64                 `protobuf:"varint,6,opt,name=cpu_shares,json=cpuShares,proto3" json:"cpu_shares,omitempty"`                                           // weight among others, 2 to 262144; the kernel's default is 1024
+	CpuPeriodUsec          uint64                 `protobuf:"varint,7,opt,name=cpu_period_usec,json=cpuPeriodUsec,proto3" json:"cpu_period_usec,omitempty"`                             // not with cpu_millis
+	CpuQuotaUsec           int64                  `protobuf:"varint,8,opt,name=cpu_quota_usec,json=cpuQuotaUsec,proto3" json:"cpu_quota_usec,omitempty"`                                // in each period; not with cpu_millis
+	MemorySwapBytes        int64                  `protobuf:"varint,9,opt,name=memory_swap_bytes,json=memorySwapBytes,proto3" json:"memory_swap_bytes,omitempty"`                       // memory and swap together; 0 means twice the memory, -1 no bound
+	MemoryReservationBytes int64                  `protobuf:"varint,10,opt,name=memory_reservation_bytes,json=memoryReservationBytes,proto3" json:"memory_reservation_bytes,omitempty"` // what it is pushed back to when memory is short
+	MemorySwappiness       *int64                 `protobuf:"varint,11,opt,name=memory_swappiness,json=memorySwappiness,proto3,oneof" json:"memory_swappiness,omitempty"`               // 0 to 100
+	OomKillDisable         bool                   `protobuf:"varint,12,opt,name=oom_kill_disable,json=oomKillDisable,proto3" json:"oom_kill_disable,omitempty"`                         // wait for memory rather than be killed
+	BlkioWeight            uint32                 `protobuf:"varint,13,opt,name=blkio_weight,json=blkioWeight,proto3" json:"blkio_weight,omitempty"`                                    // 10 to 1000
+	BlkioWeightDevices     []*DeviceWeight        `protobuf:"bytes,14,rep,name=blkio_weight_devices,json=blkioWeightDevices,proto3" json:"blkio_weight_devices,omitempty"`
+	ReadBps                []*DeviceRate          `protobuf:"bytes,15,rep,name=read_bps,json=readBps,proto3" json:"read_bps,omitempty"` // bytes a second
+	WriteBps               []*DeviceRate          `protobuf:"bytes,16,rep,name=write_bps,json=writeBps,proto3" json:"write_bps,omitempty"`
+	ReadIops               []*DeviceRate          `protobuf:"bytes,17,rep,name=read_iops,json=readIops,proto3" json:"read_iops,omitempty"` // operations a second
+	WriteIops              []*DeviceRate          `protobuf:"bytes,18,rep,name=write_iops,json=writeIops,proto3" json:"write_iops,omitempty"`
+	unknownFields          protoimpl.UnknownFields
+	sizeCache              protoimpl.SizeCache
 }
 
 func (x *Resources) Reset() {
 	*x = Resources{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[8]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1185,7 +1717,7 @@ func (x *Resources) String() string {
 func (*Resources) ProtoMessage() {}
 
 func (x *Resources) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[8]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1198,7 +1730,7 @@ func (x *Resources) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resources.ProtoReflect.Descriptor instead.
 func (*Resources) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{8}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Resources) GetMemoryBytes() int64 {
@@ -1222,6 +1754,217 @@ func (x *Resources) GetPids() int64 {
 	return 0
 }
 
+func (x *Resources) GetCpusetCpus() string {
+	if x != nil {
+		return x.CpusetCpus
+	}
+	return ""
+}
+
+func (x *Resources) GetCpusetMems() string {
+	if x != nil {
+		return x.CpusetMems
+	}
+	return ""
+}
+
+func (x *Resources) GetCpuShares() uint64 {
+	if x != nil {
+		return x.CpuShares
+	}
+	return 0
+}
+
+func (x *Resources) GetCpuPeriodUsec() uint64 {
+	if x != nil {
+		return x.CpuPeriodUsec
+	}
+	return 0
+}
+
+func (x *Resources) GetCpuQuotaUsec() int64 {
+	if x != nil {
+		return x.CpuQuotaUsec
+	}
+	return 0
+}
+
+func (x *Resources) GetMemorySwapBytes() int64 {
+	if x != nil {
+		return x.MemorySwapBytes
+	}
+	return 0
+}
+
+func (x *Resources) GetMemoryReservationBytes() int64 {
+	if x != nil {
+		return x.MemoryReservationBytes
+	}
+	return 0
+}
+
+func (x *Resources) GetMemorySwappiness() int64 {
+	if x != nil && x.MemorySwappiness != nil {
+		return *x.MemorySwappiness
+	}
+	return 0
+}
+
+func (x *Resources) GetOomKillDisable() bool {
+	if x != nil {
+		return x.OomKillDisable
+	}
+	return false
+}
+
+func (x *Resources) GetBlkioWeight() uint32 {
+	if x != nil {
+		return x.BlkioWeight
+	}
+	return 0
+}
+
+func (x *Resources) GetBlkioWeightDevices() []*DeviceWeight {
+	if x != nil {
+		return x.BlkioWeightDevices
+	}
+	return nil
+}
+
+func (x *Resources) GetReadBps() []*DeviceRate {
+	if x != nil {
+		return x.ReadBps
+	}
+	return nil
+}
+
+func (x *Resources) GetWriteBps() []*DeviceRate {
+	if x != nil {
+		return x.WriteBps
+	}
+	return nil
+}
+
+func (x *Resources) GetReadIops() []*DeviceRate {
+	if x != nil {
+		return x.ReadIops
+	}
+	return nil
+}
+
+func (x *Resources) GetWriteIops() []*DeviceRate {
+	if x != nil {
+		return x.WriteIops
+	}
+	return nil
+}
+
+// DeviceWeight is a share of one block device.
+type DeviceWeight struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`      // of the host
+	Weight        uint32                 `protobuf:"varint,2,opt,name=weight,proto3" json:"weight,omitempty"` // 10 to 1000
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeviceWeight) Reset() {
+	*x = DeviceWeight{}
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeviceWeight) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeviceWeight) ProtoMessage() {}
+
+func (x *DeviceWeight) ProtoReflect() protoreflect.Message {
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeviceWeight.ProtoReflect.Descriptor instead.
+func (*DeviceWeight) Descriptor() ([]byte, []int) {
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *DeviceWeight) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *DeviceWeight) GetWeight() uint32 {
+	if x != nil {
+		return x.Weight
+	}
+	return 0
+}
+
+// DeviceRate bounds what goes to or comes from one block device.
+type DeviceRate struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`  // of the host
+	Rate          uint64                 `protobuf:"varint,2,opt,name=rate,proto3" json:"rate,omitempty"` // a second
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeviceRate) Reset() {
+	*x = DeviceRate{}
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeviceRate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeviceRate) ProtoMessage() {}
+
+func (x *DeviceRate) ProtoReflect() protoreflect.Message {
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeviceRate.ProtoReflect.Descriptor instead.
+func (*DeviceRate) Descriptor() ([]byte, []int) {
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *DeviceRate) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *DeviceRate) GetRate() uint64 {
+	if x != nil {
+		return x.Rate
+	}
+	return 0
+}
+
 // RestartPolicy says when the keeper starts a container again.
 type RestartPolicy struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1233,7 +1976,7 @@ type RestartPolicy struct {
 
 func (x *RestartPolicy) Reset() {
 	*x = RestartPolicy{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[9]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1245,7 +1988,7 @@ func (x *RestartPolicy) String() string {
 func (*RestartPolicy) ProtoMessage() {}
 
 func (x *RestartPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[9]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1258,7 +2001,7 @@ func (x *RestartPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartPolicy.ProtoReflect.Descriptor instead.
 func (*RestartPolicy) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{9}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RestartPolicy) GetWhen() RestartPolicy_When {
@@ -1296,7 +2039,7 @@ type Status struct {
 
 func (x *Status) Reset() {
 	*x = Status{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[10]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1308,7 +2051,7 @@ func (x *Status) String() string {
 func (*Status) ProtoMessage() {}
 
 func (x *Status) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[10]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1321,7 +2064,7 @@ func (x *Status) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Status.ProtoReflect.Descriptor instead.
 func (*Status) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{10}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Status) GetPhase() Phase {
@@ -1421,7 +2164,7 @@ type Address struct {
 
 func (x *Address) Reset() {
 	*x = Address{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[11]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1433,7 +2176,7 @@ func (x *Address) String() string {
 func (*Address) ProtoMessage() {}
 
 func (x *Address) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[11]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1446,7 +2189,7 @@ func (x *Address) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Address.ProtoReflect.Descriptor instead.
 func (*Address) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{11}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Address) GetNetwork() string {
@@ -1489,7 +2232,7 @@ type CreateRequest struct {
 
 func (x *CreateRequest) Reset() {
 	*x = CreateRequest{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[12]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1501,7 +2244,7 @@ func (x *CreateRequest) String() string {
 func (*CreateRequest) ProtoMessage() {}
 
 func (x *CreateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[12]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1514,7 +2257,7 @@ func (x *CreateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateRequest.ProtoReflect.Descriptor instead.
 func (*CreateRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{12}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *CreateRequest) GetName() string {
@@ -1549,7 +2292,7 @@ type CreateResponse struct {
 
 func (x *CreateResponse) Reset() {
 	*x = CreateResponse{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[13]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1561,7 +2304,7 @@ func (x *CreateResponse) String() string {
 func (*CreateResponse) ProtoMessage() {}
 
 func (x *CreateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[13]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1574,7 +2317,7 @@ func (x *CreateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateResponse.ProtoReflect.Descriptor instead.
 func (*CreateResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{13}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *CreateResponse) GetContainer() *Container {
@@ -1601,7 +2344,7 @@ type GetRequest struct {
 
 func (x *GetRequest) Reset() {
 	*x = GetRequest{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[14]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1613,7 +2356,7 @@ func (x *GetRequest) String() string {
 func (*GetRequest) ProtoMessage() {}
 
 func (x *GetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[14]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1626,7 +2369,7 @@ func (x *GetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequest.ProtoReflect.Descriptor instead.
 func (*GetRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{14}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *GetRequest) GetRef() string {
@@ -1646,7 +2389,7 @@ type GetResponse struct {
 
 func (x *GetResponse) Reset() {
 	*x = GetResponse{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[15]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1658,7 +2401,7 @@ func (x *GetResponse) String() string {
 func (*GetResponse) ProtoMessage() {}
 
 func (x *GetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[15]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1671,7 +2414,7 @@ func (x *GetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetResponse.ProtoReflect.Descriptor instead.
 func (*GetResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{15}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *GetResponse) GetContainer() *Container {
@@ -1692,7 +2435,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[16]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1704,7 +2447,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[16]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1717,7 +2460,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{16}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ListRequest) GetFilters() []*v1.Filter {
@@ -1744,7 +2487,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[17]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1756,7 +2499,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[17]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1769,10 +2512,124 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{17}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ListResponse) GetContainer() *Container {
+	if x != nil {
+		return x.Container
+	}
+	return nil
+}
+
+// UpdateRequest names a container and what to change of its spec.
+type UpdateRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ref           string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	Spec          *Spec                  `protobuf:"bytes,2,opt,name=spec,proto3" json:"spec,omitempty"`                               // only what update_mask names is read
+	UpdateMask    *fieldmaskpb.FieldMask `protobuf:"bytes,3,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"` // "restart", "resources.memory_bytes" and others of resources
+	Revision      uint64                 `protobuf:"varint,4,opt,name=revision,proto3" json:"revision,omitempty"`                      // that was read; 0: whatever it is by now
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateRequest) Reset() {
+	*x = UpdateRequest{}
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateRequest) ProtoMessage() {}
+
+func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
+func (*UpdateRequest) Descriptor() ([]byte, []int) {
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *UpdateRequest) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+func (x *UpdateRequest) GetSpec() *Spec {
+	if x != nil {
+		return x.Spec
+	}
+	return nil
+}
+
+func (x *UpdateRequest) GetUpdateMask() *fieldmaskpb.FieldMask {
+	if x != nil {
+		return x.UpdateMask
+	}
+	return nil
+}
+
+func (x *UpdateRequest) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+// UpdateResponse is the container as it now is.
+type UpdateResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Container     *Container             `protobuf:"bytes,1,opt,name=container,proto3" json:"container,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateResponse) Reset() {
+	*x = UpdateResponse{}
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateResponse) ProtoMessage() {}
+
+func (x *UpdateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateResponse.ProtoReflect.Descriptor instead.
+func (*UpdateResponse) Descriptor() ([]byte, []int) {
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *UpdateResponse) GetContainer() *Container {
 	if x != nil {
 		return x.Container
 	}
@@ -1791,7 +2648,7 @@ type RemoveRequest struct {
 
 func (x *RemoveRequest) Reset() {
 	*x = RemoveRequest{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[18]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1803,7 +2660,7 @@ func (x *RemoveRequest) String() string {
 func (*RemoveRequest) ProtoMessage() {}
 
 func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[18]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1816,7 +2673,7 @@ func (x *RemoveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveRequest.ProtoReflect.Descriptor instead.
 func (*RemoveRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{18}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RemoveRequest) GetRef() string {
@@ -1849,7 +2706,7 @@ type RemoveResponse struct {
 
 func (x *RemoveResponse) Reset() {
 	*x = RemoveResponse{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[19]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1861,7 +2718,7 @@ func (x *RemoveResponse) String() string {
 func (*RemoveResponse) ProtoMessage() {}
 
 func (x *RemoveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[19]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1874,7 +2731,7 @@ func (x *RemoveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveResponse.ProtoReflect.Descriptor instead.
 func (*RemoveResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{19}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{28}
 }
 
 // StartRequest names a container.
@@ -1887,7 +2744,7 @@ type StartRequest struct {
 
 func (x *StartRequest) Reset() {
 	*x = StartRequest{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[20]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1899,7 +2756,7 @@ func (x *StartRequest) String() string {
 func (*StartRequest) ProtoMessage() {}
 
 func (x *StartRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[20]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1912,7 +2769,7 @@ func (x *StartRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartRequest.ProtoReflect.Descriptor instead.
 func (*StartRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{20}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *StartRequest) GetRef() string {
@@ -1932,7 +2789,7 @@ type StartResponse struct {
 
 func (x *StartResponse) Reset() {
 	*x = StartResponse{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[21]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1944,7 +2801,7 @@ func (x *StartResponse) String() string {
 func (*StartResponse) ProtoMessage() {}
 
 func (x *StartResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[21]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1957,7 +2814,7 @@ func (x *StartResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartResponse.ProtoReflect.Descriptor instead.
 func (*StartResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{21}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *StartResponse) GetContainer() *Container {
@@ -1979,7 +2836,7 @@ type StopRequest struct {
 
 func (x *StopRequest) Reset() {
 	*x = StopRequest{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[22]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1991,7 +2848,7 @@ func (x *StopRequest) String() string {
 func (*StopRequest) ProtoMessage() {}
 
 func (x *StopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[22]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2004,7 +2861,7 @@ func (x *StopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopRequest.ProtoReflect.Descriptor instead.
 func (*StopRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{22}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *StopRequest) GetRef() string {
@@ -2038,7 +2895,7 @@ type StopResponse struct {
 
 func (x *StopResponse) Reset() {
 	*x = StopResponse{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[23]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2050,7 +2907,7 @@ func (x *StopResponse) String() string {
 func (*StopResponse) ProtoMessage() {}
 
 func (x *StopResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[23]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2063,7 +2920,7 @@ func (x *StopResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopResponse.ProtoReflect.Descriptor instead.
 func (*StopResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{23}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *StopResponse) GetContainer() *Container {
@@ -2084,7 +2941,7 @@ type KillRequest struct {
 
 func (x *KillRequest) Reset() {
 	*x = KillRequest{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[24]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2096,7 +2953,7 @@ func (x *KillRequest) String() string {
 func (*KillRequest) ProtoMessage() {}
 
 func (x *KillRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[24]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2109,7 +2966,7 @@ func (x *KillRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KillRequest.ProtoReflect.Descriptor instead.
 func (*KillRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{24}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *KillRequest) GetRef() string {
@@ -2135,7 +2992,7 @@ type KillResponse struct {
 
 func (x *KillResponse) Reset() {
 	*x = KillResponse{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[25]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2147,7 +3004,7 @@ func (x *KillResponse) String() string {
 func (*KillResponse) ProtoMessage() {}
 
 func (x *KillResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[25]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2160,7 +3017,7 @@ func (x *KillResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KillResponse.ProtoReflect.Descriptor instead.
 func (*KillResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{25}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{34}
 }
 
 // PauseRequest names a container.
@@ -2173,7 +3030,7 @@ type PauseRequest struct {
 
 func (x *PauseRequest) Reset() {
 	*x = PauseRequest{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[26]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2185,7 +3042,7 @@ func (x *PauseRequest) String() string {
 func (*PauseRequest) ProtoMessage() {}
 
 func (x *PauseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[26]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2198,7 +3055,7 @@ func (x *PauseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseRequest.ProtoReflect.Descriptor instead.
 func (*PauseRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{26}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *PauseRequest) GetRef() string {
@@ -2217,7 +3074,7 @@ type PauseResponse struct {
 
 func (x *PauseResponse) Reset() {
 	*x = PauseResponse{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[27]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2229,7 +3086,7 @@ func (x *PauseResponse) String() string {
 func (*PauseResponse) ProtoMessage() {}
 
 func (x *PauseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[27]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2242,7 +3099,7 @@ func (x *PauseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseResponse.ProtoReflect.Descriptor instead.
 func (*PauseResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{27}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{36}
 }
 
 // ResumeRequest names a container.
@@ -2255,7 +3112,7 @@ type ResumeRequest struct {
 
 func (x *ResumeRequest) Reset() {
 	*x = ResumeRequest{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[28]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2267,7 +3124,7 @@ func (x *ResumeRequest) String() string {
 func (*ResumeRequest) ProtoMessage() {}
 
 func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[28]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2280,7 +3137,7 @@ func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeRequest.ProtoReflect.Descriptor instead.
 func (*ResumeRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{28}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ResumeRequest) GetRef() string {
@@ -2299,7 +3156,7 @@ type ResumeResponse struct {
 
 func (x *ResumeResponse) Reset() {
 	*x = ResumeResponse{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[29]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2311,7 +3168,7 @@ func (x *ResumeResponse) String() string {
 func (*ResumeResponse) ProtoMessage() {}
 
 func (x *ResumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[29]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2324,7 +3181,7 @@ func (x *ResumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeResponse.ProtoReflect.Descriptor instead.
 func (*ResumeResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{29}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{38}
 }
 
 // WaitRequest names a container.
@@ -2338,7 +3195,7 @@ type WaitRequest struct {
 
 func (x *WaitRequest) Reset() {
 	*x = WaitRequest{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[30]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2350,7 +3207,7 @@ func (x *WaitRequest) String() string {
 func (*WaitRequest) ProtoMessage() {}
 
 func (x *WaitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[30]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2363,7 +3220,7 @@ func (x *WaitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitRequest.ProtoReflect.Descriptor instead.
 func (*WaitRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{30}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *WaitRequest) GetRef() string {
@@ -2390,7 +3247,7 @@ type WaitResponse struct {
 
 func (x *WaitResponse) Reset() {
 	*x = WaitResponse{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[31]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2402,7 +3259,7 @@ func (x *WaitResponse) String() string {
 func (*WaitResponse) ProtoMessage() {}
 
 func (x *WaitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[31]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2415,7 +3272,7 @@ func (x *WaitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitResponse.ProtoReflect.Descriptor instead.
 func (*WaitResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{31}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *WaitResponse) GetExit() *v1.Exit {
@@ -2439,7 +3296,7 @@ type AttachRequest struct {
 
 func (x *AttachRequest) Reset() {
 	*x = AttachRequest{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[32]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2451,7 +3308,7 @@ func (x *AttachRequest) String() string {
 func (*AttachRequest) ProtoMessage() {}
 
 func (x *AttachRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[32]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2464,7 +3321,7 @@ func (x *AttachRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachRequest.ProtoReflect.Descriptor instead.
 func (*AttachRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{32}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *AttachRequest) GetMessage() isAttachRequest_Message {
@@ -2522,7 +3379,7 @@ type AttachStart struct {
 
 func (x *AttachStart) Reset() {
 	*x = AttachStart{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[33]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2534,7 +3391,7 @@ func (x *AttachStart) String() string {
 func (*AttachStart) ProtoMessage() {}
 
 func (x *AttachStart) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[33]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2547,7 +3404,7 @@ func (x *AttachStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachStart.ProtoReflect.Descriptor instead.
 func (*AttachStart) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{33}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *AttachStart) GetRef() string {
@@ -2595,7 +3452,7 @@ type AttachResponse struct {
 
 func (x *AttachResponse) Reset() {
 	*x = AttachResponse{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[34]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2607,7 +3464,7 @@ func (x *AttachResponse) String() string {
 func (*AttachResponse) ProtoMessage() {}
 
 func (x *AttachResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[34]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2620,7 +3477,7 @@ func (x *AttachResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachResponse.ProtoReflect.Descriptor instead.
 func (*AttachResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{34}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *AttachResponse) GetOutput() *v1.ProcessOutput {
@@ -2644,7 +3501,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[35]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2656,7 +3513,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[35]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2669,7 +3526,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{35}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ExecRequest) GetMessage() isExecRequest_Message {
@@ -2725,13 +3582,14 @@ type ExecStart struct {
 	Detach        bool                   `protobuf:"varint,7,opt,name=detach,proto3" json:"detach,omitempty"` // the stream ends once it is started
 	OpenStdin     bool                   `protobuf:"varint,8,opt,name=open_stdin,json=openStdin,proto3" json:"open_stdin,omitempty"`
 	Size          *v1.TerminalSize       `protobuf:"bytes,9,opt,name=size,proto3" json:"size,omitempty"`
+	Privileged    bool                   `protobuf:"varint,10,opt,name=privileged,proto3" json:"privileged,omitempty"` // every capability that the daemon has
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ExecStart) Reset() {
 	*x = ExecStart{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[36]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2743,7 +3601,7 @@ func (x *ExecStart) String() string {
 func (*ExecStart) ProtoMessage() {}
 
 func (x *ExecStart) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[36]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2756,7 +3614,7 @@ func (x *ExecStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStart.ProtoReflect.Descriptor instead.
 func (*ExecStart) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{36}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ExecStart) GetRef() string {
@@ -2822,6 +3680,13 @@ func (x *ExecStart) GetSize() *v1.TerminalSize {
 	return nil
 }
 
+func (x *ExecStart) GetPrivileged() bool {
+	if x != nil {
+		return x.Privileged
+	}
+	return false
+}
+
 // ExecResponse is one piece of output.
 type ExecResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2832,7 +3697,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[37]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2844,7 +3709,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[37]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2857,7 +3722,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{37}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ExecResponse) GetOutput() *v1.ProcessOutput {
@@ -2883,7 +3748,7 @@ type LogsRequest struct {
 
 func (x *LogsRequest) Reset() {
 	*x = LogsRequest{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[38]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2895,7 +3760,7 @@ func (x *LogsRequest) String() string {
 func (*LogsRequest) ProtoMessage() {}
 
 func (x *LogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[38]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2908,7 +3773,7 @@ func (x *LogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsRequest.ProtoReflect.Descriptor instead.
 func (*LogsRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{38}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *LogsRequest) GetRef() string {
@@ -2970,7 +3835,7 @@ type LogsResponse struct {
 
 func (x *LogsResponse) Reset() {
 	*x = LogsResponse{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[39]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2982,7 +3847,7 @@ func (x *LogsResponse) String() string {
 func (*LogsResponse) ProtoMessage() {}
 
 func (x *LogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[39]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2995,7 +3860,7 @@ func (x *LogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsResponse.ProtoReflect.Descriptor instead.
 func (*LogsResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{39}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *LogsResponse) GetRecords() []*LogRecord {
@@ -3020,7 +3885,7 @@ type LogRecord struct {
 
 func (x *LogRecord) Reset() {
 	*x = LogRecord{}
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[40]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3032,7 +3897,7 @@ func (x *LogRecord) String() string {
 func (*LogRecord) ProtoMessage() {}
 
 func (x *LogRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_containers_v1_containers_proto_msgTypes[40]
+	mi := &file_gantry_containers_v1_containers_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3045,7 +3910,7 @@ func (x *LogRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogRecord.ProtoReflect.Descriptor instead.
 func (*LogRecord) Descriptor() ([]byte, []int) {
-	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{40}
+	return file_gantry_containers_v1_containers_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *LogRecord) GetAt() *timestamppb.Timestamp {
@@ -3094,7 +3959,7 @@ var File_gantry_containers_v1_containers_proto protoreflect.FileDescriptor
 
 const file_gantry_containers_v1_containers_proto_rawDesc = "" +
 	"\n" +
-	"%gantry/containers/v1/containers.proto\x12\x14gantry.containers.v1\x1a\x1dgantry/images/v1/images.proto\x1a\x1bgantry/types/v1/types.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xfe\x02\n" +
+	"%gantry/containers/v1/containers.proto\x12\x14gantry.containers.v1\x1a\x1dgantry/images/v1/images.proto\x1a\x1bgantry/types/v1/types.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb4\x03\n" +
 	"\tContainer\x12)\n" +
 	"\x04meta\x18\x01 \x01(\v2\x15.gantry.types.v1.MetaR\x04meta\x12.\n" +
 	"\x04spec\x18\x02 \x01(\v2\x1a.gantry.containers.v1.SpecR\x04spec\x124\n" +
@@ -3104,13 +3969,18 @@ const file_gantry_containers_v1_containers_proto_rawDesc = "" +
 	"wanted_run\x18\x05 \x01(\x04R\twantedRun\x124\n" +
 	"\x06origin\x18\x06 \x01(\v2\x1c.gantry.containers.v1.OriginR\x06origin\x12;\n" +
 	"\avolumes\x18\a \x03(\v2!.gantry.containers.v1.VolumeMountR\avolumes\x12\x18\n" +
-	"\acommand\x18\b \x03(\tR\acommand\"\xa8\x01\n" +
+	"\acommand\x18\b \x03(\tR\acommand\x124\n" +
+	"\x06shared\x18\t \x03(\v2\x1c.gantry.containers.v1.SharedR\x06shared\"`\n" +
+	"\x06Shared\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x1c\n" +
+	"\tcontainer\x18\x02 \x01(\tR\tcontainer\x12\x1a\n" +
+	"\bhostname\x18\x03 \x01(\tR\bhostname\"\xa8\x01\n" +
 	"\x06Origin\x12\x14\n" +
 	"\x05image\x18\x01 \x01(\tR\x05image\x12\x19\n" +
 	"\bimage_id\x18\x02 \x01(\tR\aimageId\x12\x19\n" +
 	"\bchain_id\x18\x03 \x01(\tR\achainId\x12 \n" +
 	"\vsnapshotter\x18\x04 \x01(\tR\vsnapshotter\x120\n" +
-	"\x06config\x18\x05 \x01(\v2\x18.gantry.images.v1.ConfigR\x06config\"\xff\b\n" +
+	"\x06config\x18\x05 \x01(\v2\x18.gantry.images.v1.ConfigR\x06config\"\x95\x10\n" +
 	"\x04Spec\x12\x14\n" +
 	"\x05image\x18\x01 \x01(\tR\x05image\x12\x12\n" +
 	"\x04args\x18\x02 \x03(\tR\x04args\x12\x10\n" +
@@ -3151,7 +4021,52 @@ const file_gantry_containers_v1_containers_proto_rawDesc = "" +
 	"\vextra_hosts\x18\x1c \x03(\tR\n" +
 	"extraHosts\x12\x10\n" +
 	"\x03dns\x18\x1d \x03(\tR\x03dns\x12\x18\n" +
-	"\aruntime\x18\x1e \x01(\tR\aruntime\"\xc5\x02\n" +
+	"\aruntime\x18\x1e \x01(\tR\aruntime\x12\x1e\n" +
+	"\n" +
+	"privileged\x18\x1f \x01(\bR\n" +
+	"privileged\x12\x17\n" +
+	"\acap_add\x18  \x03(\tR\x06capAdd\x12\x19\n" +
+	"\bcap_drop\x18! \x03(\tR\acapDrop\x127\n" +
+	"\aseccomp\x18\" \x01(\v2\x1d.gantry.containers.v1.SeccompR\aseccomp\x12\x1a\n" +
+	"\bapparmor\x18# \x01(\tR\bapparmor\x12\x18\n" +
+	"\aselinux\x18$ \x03(\tR\aselinux\x12\x16\n" +
+	"\x06unmask\x18% \x01(\bR\x06unmask\x126\n" +
+	"\adevices\x18& \x03(\v2\x1c.gantry.containers.v1.DeviceR\adevices\x12!\n" +
+	"\fdevice_rules\x18' \x03(\tR\vdeviceRules\x126\n" +
+	"\asysctls\x18( \x03(\v2\x1c.gantry.containers.v1.SysctlR\asysctls\x12\x1b\n" +
+	"\tshm_bytes\x18) \x01(\x03R\bshmBytes\x12D\n" +
+	"\rpid_namespace\x18* \x01(\v2\x1f.gantry.containers.v1.NamespaceR\fpidNamespace\x12D\n" +
+	"\ripc_namespace\x18+ \x01(\v2\x1f.gantry.containers.v1.NamespaceR\fipcNamespace\x12D\n" +
+	"\ruts_namespace\x18, \x01(\v2\x1f.gantry.containers.v1.NamespaceR\futsNamespace\x12J\n" +
+	"\x10cgroup_namespace\x18- \x01(\v2\x1f.gantry.containers.v1.NamespaceR\x0fcgroupNamespace\x12F\n" +
+	"\x0euser_namespace\x18. \x01(\v2\x1f.gantry.containers.v1.NamespaceR\ruserNamespace\x12+\n" +
+	"\x11network_container\x18/ \x01(\tR\x10networkContainer\x12#\n" +
+	"\rcgroup_parent\x180 \x01(\tR\fcgroupParent\x12'\n" +
+	"\room_score_adj\x181 \x01(\x05H\x00R\voomScoreAdj\x88\x01\x01\x12\x16\n" +
+	"\x06groups\x182 \x03(\tR\x06groupsB\x10\n" +
+	"\x0e_oom_score_adj\"C\n" +
+	"\aSeccomp\x12\x1e\n" +
+	"\n" +
+	"unconfined\x18\x01 \x01(\bR\n" +
+	"unconfined\x12\x18\n" +
+	"\aprofile\x18\x02 \x01(\fR\aprofile\"c\n" +
+	"\x06Device\x12\x1b\n" +
+	"\thost_path\x18\x01 \x01(\tR\bhostPath\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\x12\x16\n" +
+	"\x06access\x18\x03 \x01(\tR\x06access\x12\x10\n" +
+	"\x03cdi\x18\x04 \x01(\tR\x03cdi\"2\n" +
+	"\x06Sysctl\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\"\xc7\x01\n" +
+	"\tNamespace\x128\n" +
+	"\x04mode\x18\x01 \x01(\x0e2$.gantry.containers.v1.Namespace.ModeR\x04mode\x12\x1c\n" +
+	"\tcontainer\x18\x02 \x01(\tR\tcontainer\"b\n" +
+	"\x04Mode\x12\x14\n" +
+	"\x10MODE_UNSPECIFIED\x10\x00\x12\r\n" +
+	"\tMODE_HOST\x10\x01\x12\x12\n" +
+	"\x0eMODE_CONTAINER\x10\x02\x12\x12\n" +
+	"\x0eMODE_SHAREABLE\x10\x03\x12\r\n" +
+	"\tMODE_NONE\x10\x04\"\xc5\x02\n" +
 	"\vVolumeMount\x12\x16\n" +
 	"\x06source\x18\x01 \x01(\tR\x06source\x12\x16\n" +
 	"\x06target\x18\x02 \x01(\tR\x06target\x12\x1b\n" +
@@ -3184,12 +4099,40 @@ const file_gantry_containers_v1_containers_proto_rawDesc = "" +
 	"\x06Rlimit\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04soft\x18\x02 \x01(\x04R\x04soft\x12\x12\n" +
-	"\x04hard\x18\x03 \x01(\x04R\x04hard\"a\n" +
+	"\x04hard\x18\x03 \x01(\x04R\x04hard\"\xdd\x06\n" +
 	"\tResources\x12!\n" +
 	"\fmemory_bytes\x18\x01 \x01(\x03R\vmemoryBytes\x12\x1d\n" +
 	"\n" +
 	"cpu_millis\x18\x02 \x01(\x03R\tcpuMillis\x12\x12\n" +
-	"\x04pids\x18\x03 \x01(\x03R\x04pids\"\xb0\x01\n" +
+	"\x04pids\x18\x03 \x01(\x03R\x04pids\x12\x1f\n" +
+	"\vcpuset_cpus\x18\x04 \x01(\tR\n" +
+	"cpusetCpus\x12\x1f\n" +
+	"\vcpuset_mems\x18\x05 \x01(\tR\n" +
+	"cpusetMems\x12\x1d\n" +
+	"\n" +
+	"cpu_shares\x18\x06 \x01(\x04R\tcpuShares\x12&\n" +
+	"\x0fcpu_period_usec\x18\a \x01(\x04R\rcpuPeriodUsec\x12$\n" +
+	"\x0ecpu_quota_usec\x18\b \x01(\x03R\fcpuQuotaUsec\x12*\n" +
+	"\x11memory_swap_bytes\x18\t \x01(\x03R\x0fmemorySwapBytes\x128\n" +
+	"\x18memory_reservation_bytes\x18\n" +
+	" \x01(\x03R\x16memoryReservationBytes\x120\n" +
+	"\x11memory_swappiness\x18\v \x01(\x03H\x00R\x10memorySwappiness\x88\x01\x01\x12(\n" +
+	"\x10oom_kill_disable\x18\f \x01(\bR\x0eoomKillDisable\x12!\n" +
+	"\fblkio_weight\x18\r \x01(\rR\vblkioWeight\x12T\n" +
+	"\x14blkio_weight_devices\x18\x0e \x03(\v2\".gantry.containers.v1.DeviceWeightR\x12blkioWeightDevices\x12;\n" +
+	"\bread_bps\x18\x0f \x03(\v2 .gantry.containers.v1.DeviceRateR\areadBps\x12=\n" +
+	"\twrite_bps\x18\x10 \x03(\v2 .gantry.containers.v1.DeviceRateR\bwriteBps\x12=\n" +
+	"\tread_iops\x18\x11 \x03(\v2 .gantry.containers.v1.DeviceRateR\breadIops\x12?\n" +
+	"\n" +
+	"write_iops\x18\x12 \x03(\v2 .gantry.containers.v1.DeviceRateR\twriteIopsB\x14\n" +
+	"\x12_memory_swappiness\":\n" +
+	"\fDeviceWeight\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x16\n" +
+	"\x06weight\x18\x02 \x01(\rR\x06weight\"4\n" +
+	"\n" +
+	"DeviceRate\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
+	"\x04rate\x18\x02 \x01(\x04R\x04rate\"\xb0\x01\n" +
 	"\rRestartPolicy\x12<\n" +
 	"\x04when\x18\x01 \x01(\x0e2(.gantry.containers.v1.RestartPolicy.WhenR\x04when\x12!\n" +
 	"\fmax_attempts\x18\x02 \x01(\rR\vmaxAttempts\">\n" +
@@ -3236,6 +4179,14 @@ const file_gantry_containers_v1_containers_proto_rawDesc = "" +
 	"\afilters\x18\x01 \x03(\v2\x17.gantry.types.v1.FilterR\afilters\x12\x10\n" +
 	"\x03all\x18\x02 \x01(\bR\x03all\"M\n" +
 	"\fListResponse\x12=\n" +
+	"\tcontainer\x18\x01 \x01(\v2\x1f.gantry.containers.v1.ContainerR\tcontainer\"\xaa\x01\n" +
+	"\rUpdateRequest\x12\x10\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\x12.\n" +
+	"\x04spec\x18\x02 \x01(\v2\x1a.gantry.containers.v1.SpecR\x04spec\x12;\n" +
+	"\vupdate_mask\x18\x03 \x01(\v2\x1a.google.protobuf.FieldMaskR\n" +
+	"updateMask\x12\x1a\n" +
+	"\brevision\x18\x04 \x01(\x04R\brevision\"O\n" +
+	"\x0eUpdateResponse\x12=\n" +
 	"\tcontainer\x18\x01 \x01(\v2\x1f.gantry.containers.v1.ContainerR\tcontainer\"Q\n" +
 	"\rRemoveRequest\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x14\n" +
@@ -3286,7 +4237,7 @@ const file_gantry_containers_v1_containers_proto_rawDesc = "" +
 	"\vExecRequest\x127\n" +
 	"\x05start\x18\x01 \x01(\v2\x1f.gantry.containers.v1.ExecStartH\x00R\x05start\x125\n" +
 	"\x05input\x18\x02 \x01(\v2\x1d.gantry.types.v1.ProcessInputH\x00R\x05inputB\t\n" +
-	"\amessage\"\xed\x01\n" +
+	"\amessage\"\x8d\x02\n" +
 	"\tExecStart\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x12\n" +
 	"\x04args\x18\x02 \x03(\tR\x04args\x12\x10\n" +
@@ -3297,7 +4248,11 @@ const file_gantry_containers_v1_containers_proto_rawDesc = "" +
 	"\x06detach\x18\a \x01(\bR\x06detach\x12\x1d\n" +
 	"\n" +
 	"open_stdin\x18\b \x01(\bR\topenStdin\x121\n" +
-	"\x04size\x18\t \x01(\v2\x1d.gantry.types.v1.TerminalSizeR\x04size\"F\n" +
+	"\x04size\x18\t \x01(\v2\x1d.gantry.types.v1.TerminalSizeR\x04size\x12\x1e\n" +
+	"\n" +
+	"privileged\x18\n" +
+	" \x01(\bR\n" +
+	"privileged\"F\n" +
 	"\fExecResponse\x126\n" +
 	"\x06output\x18\x01 \x01(\v2\x1e.gantry.types.v1.ProcessOutputR\x06output\"\xe9\x01\n" +
 	"\vLogsRequest\x12\x10\n" +
@@ -3316,11 +4271,12 @@ const file_gantry_containers_v1_containers_proto_rawDesc = "" +
 	"\x04data\x18\x03 \x01(\fR\x04data\x12\x18\n" +
 	"\apartial\x18\x04 \x01(\bR\apartial\x12\x1a\n" +
 	"\bsequence\x18\x05 \x01(\x04R\bsequence\x12\x16\n" +
-	"\x06notice\x18\x06 \x01(\tR\x06notice*Y\n" +
+	"\x06notice\x18\x06 \x01(\tR\x06notice*u\n" +
 	"\vNetworkMode\x12\x1c\n" +
 	"\x18NETWORK_MODE_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11NETWORK_MODE_NONE\x10\x01\x12\x15\n" +
-	"\x11NETWORK_MODE_HOST\x10\x02*\\\n" +
+	"\x11NETWORK_MODE_HOST\x10\x02\x12\x1a\n" +
+	"\x16NETWORK_MODE_CONTAINER\x10\x03*\\\n" +
 	"\x06Wanted\x12\x16\n" +
 	"\x12WANTED_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eWANTED_STOPPED\x10\x01\x12\x12\n" +
@@ -3335,11 +4291,12 @@ const file_gantry_containers_v1_containers_proto_rawDesc = "" +
 	"\x0ePHASE_STOPPING\x10\x05\x12\x10\n" +
 	"\fPHASE_EXITED\x10\x06\x12\x15\n" +
 	"\x11PHASE_UNREACHABLE\x10\a\x12\x14\n" +
-	"\x10PHASE_RESTARTING\x10\b2\xbd\b\n" +
+	"\x10PHASE_RESTARTING\x10\b2\x92\t\n" +
 	"\x11ContainersService\x12S\n" +
 	"\x06Create\x12#.gantry.containers.v1.CreateRequest\x1a$.gantry.containers.v1.CreateResponse\x12J\n" +
 	"\x03Get\x12 .gantry.containers.v1.GetRequest\x1a!.gantry.containers.v1.GetResponse\x12O\n" +
 	"\x04List\x12!.gantry.containers.v1.ListRequest\x1a\".gantry.containers.v1.ListResponse0\x01\x12S\n" +
+	"\x06Update\x12#.gantry.containers.v1.UpdateRequest\x1a$.gantry.containers.v1.UpdateResponse\x12S\n" +
 	"\x06Remove\x12#.gantry.containers.v1.RemoveRequest\x1a$.gantry.containers.v1.RemoveResponse\x12P\n" +
 	"\x05Start\x12\".gantry.containers.v1.StartRequest\x1a#.gantry.containers.v1.StartResponse\x12M\n" +
 	"\x04Stop\x12!.gantry.containers.v1.StopRequest\x1a\".gantry.containers.v1.StopResponse\x12M\n" +
@@ -3364,145 +4321,176 @@ func file_gantry_containers_v1_containers_proto_rawDescGZIP() []byte {
 	return file_gantry_containers_v1_containers_proto_rawDescData
 }
 
-var file_gantry_containers_v1_containers_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_gantry_containers_v1_containers_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
+var file_gantry_containers_v1_containers_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
+var file_gantry_containers_v1_containers_proto_msgTypes = make([]protoimpl.MessageInfo, 51)
 var file_gantry_containers_v1_containers_proto_goTypes = []any{
 	(NetworkMode)(0),              // 0: gantry.containers.v1.NetworkMode
 	(Wanted)(0),                   // 1: gantry.containers.v1.Wanted
 	(Phase)(0),                    // 2: gantry.containers.v1.Phase
-	(VolumeMount_Kind)(0),         // 3: gantry.containers.v1.VolumeMount.Kind
-	(RestartPolicy_When)(0),       // 4: gantry.containers.v1.RestartPolicy.When
-	(WaitRequest_Until)(0),        // 5: gantry.containers.v1.WaitRequest.Until
-	(*Container)(nil),             // 6: gantry.containers.v1.Container
-	(*Origin)(nil),                // 7: gantry.containers.v1.Origin
-	(*Spec)(nil),                  // 8: gantry.containers.v1.Spec
-	(*VolumeMount)(nil),           // 9: gantry.containers.v1.VolumeMount
-	(*NetworkAttachment)(nil),     // 10: gantry.containers.v1.NetworkAttachment
-	(*PortMapping)(nil),           // 11: gantry.containers.v1.PortMapping
-	(*LogOptions)(nil),            // 12: gantry.containers.v1.LogOptions
-	(*Rlimit)(nil),                // 13: gantry.containers.v1.Rlimit
-	(*Resources)(nil),             // 14: gantry.containers.v1.Resources
-	(*RestartPolicy)(nil),         // 15: gantry.containers.v1.RestartPolicy
-	(*Status)(nil),                // 16: gantry.containers.v1.Status
-	(*Address)(nil),               // 17: gantry.containers.v1.Address
-	(*CreateRequest)(nil),         // 18: gantry.containers.v1.CreateRequest
-	(*CreateResponse)(nil),        // 19: gantry.containers.v1.CreateResponse
-	(*GetRequest)(nil),            // 20: gantry.containers.v1.GetRequest
-	(*GetResponse)(nil),           // 21: gantry.containers.v1.GetResponse
-	(*ListRequest)(nil),           // 22: gantry.containers.v1.ListRequest
-	(*ListResponse)(nil),          // 23: gantry.containers.v1.ListResponse
-	(*RemoveRequest)(nil),         // 24: gantry.containers.v1.RemoveRequest
-	(*RemoveResponse)(nil),        // 25: gantry.containers.v1.RemoveResponse
-	(*StartRequest)(nil),          // 26: gantry.containers.v1.StartRequest
-	(*StartResponse)(nil),         // 27: gantry.containers.v1.StartResponse
-	(*StopRequest)(nil),           // 28: gantry.containers.v1.StopRequest
-	(*StopResponse)(nil),          // 29: gantry.containers.v1.StopResponse
-	(*KillRequest)(nil),           // 30: gantry.containers.v1.KillRequest
-	(*KillResponse)(nil),          // 31: gantry.containers.v1.KillResponse
-	(*PauseRequest)(nil),          // 32: gantry.containers.v1.PauseRequest
-	(*PauseResponse)(nil),         // 33: gantry.containers.v1.PauseResponse
-	(*ResumeRequest)(nil),         // 34: gantry.containers.v1.ResumeRequest
-	(*ResumeResponse)(nil),        // 35: gantry.containers.v1.ResumeResponse
-	(*WaitRequest)(nil),           // 36: gantry.containers.v1.WaitRequest
-	(*WaitResponse)(nil),          // 37: gantry.containers.v1.WaitResponse
-	(*AttachRequest)(nil),         // 38: gantry.containers.v1.AttachRequest
-	(*AttachStart)(nil),           // 39: gantry.containers.v1.AttachStart
-	(*AttachResponse)(nil),        // 40: gantry.containers.v1.AttachResponse
-	(*ExecRequest)(nil),           // 41: gantry.containers.v1.ExecRequest
-	(*ExecStart)(nil),             // 42: gantry.containers.v1.ExecStart
-	(*ExecResponse)(nil),          // 43: gantry.containers.v1.ExecResponse
-	(*LogsRequest)(nil),           // 44: gantry.containers.v1.LogsRequest
-	(*LogsResponse)(nil),          // 45: gantry.containers.v1.LogsResponse
-	(*LogRecord)(nil),             // 46: gantry.containers.v1.LogRecord
-	nil,                           // 47: gantry.containers.v1.CreateRequest.LabelsEntry
-	(*v1.Meta)(nil),               // 48: gantry.types.v1.Meta
-	(*v11.Config)(nil),            // 49: gantry.images.v1.Config
-	(*durationpb.Duration)(nil),   // 50: google.protobuf.Duration
-	(*v1.Exit)(nil),               // 51: gantry.types.v1.Exit
-	(*timestamppb.Timestamp)(nil), // 52: google.protobuf.Timestamp
-	(*v1.Filter)(nil),             // 53: gantry.types.v1.Filter
-	(*v1.ProcessInput)(nil),       // 54: gantry.types.v1.ProcessInput
-	(*v1.TerminalSize)(nil),       // 55: gantry.types.v1.TerminalSize
-	(*v1.ProcessOutput)(nil),      // 56: gantry.types.v1.ProcessOutput
+	(Namespace_Mode)(0),           // 3: gantry.containers.v1.Namespace.Mode
+	(VolumeMount_Kind)(0),         // 4: gantry.containers.v1.VolumeMount.Kind
+	(RestartPolicy_When)(0),       // 5: gantry.containers.v1.RestartPolicy.When
+	(WaitRequest_Until)(0),        // 6: gantry.containers.v1.WaitRequest.Until
+	(*Container)(nil),             // 7: gantry.containers.v1.Container
+	(*Shared)(nil),                // 8: gantry.containers.v1.Shared
+	(*Origin)(nil),                // 9: gantry.containers.v1.Origin
+	(*Spec)(nil),                  // 10: gantry.containers.v1.Spec
+	(*Seccomp)(nil),               // 11: gantry.containers.v1.Seccomp
+	(*Device)(nil),                // 12: gantry.containers.v1.Device
+	(*Sysctl)(nil),                // 13: gantry.containers.v1.Sysctl
+	(*Namespace)(nil),             // 14: gantry.containers.v1.Namespace
+	(*VolumeMount)(nil),           // 15: gantry.containers.v1.VolumeMount
+	(*NetworkAttachment)(nil),     // 16: gantry.containers.v1.NetworkAttachment
+	(*PortMapping)(nil),           // 17: gantry.containers.v1.PortMapping
+	(*LogOptions)(nil),            // 18: gantry.containers.v1.LogOptions
+	(*Rlimit)(nil),                // 19: gantry.containers.v1.Rlimit
+	(*Resources)(nil),             // 20: gantry.containers.v1.Resources
+	(*DeviceWeight)(nil),          // 21: gantry.containers.v1.DeviceWeight
+	(*DeviceRate)(nil),            // 22: gantry.containers.v1.DeviceRate
+	(*RestartPolicy)(nil),         // 23: gantry.containers.v1.RestartPolicy
+	(*Status)(nil),                // 24: gantry.containers.v1.Status
+	(*Address)(nil),               // 25: gantry.containers.v1.Address
+	(*CreateRequest)(nil),         // 26: gantry.containers.v1.CreateRequest
+	(*CreateResponse)(nil),        // 27: gantry.containers.v1.CreateResponse
+	(*GetRequest)(nil),            // 28: gantry.containers.v1.GetRequest
+	(*GetResponse)(nil),           // 29: gantry.containers.v1.GetResponse
+	(*ListRequest)(nil),           // 30: gantry.containers.v1.ListRequest
+	(*ListResponse)(nil),          // 31: gantry.containers.v1.ListResponse
+	(*UpdateRequest)(nil),         // 32: gantry.containers.v1.UpdateRequest
+	(*UpdateResponse)(nil),        // 33: gantry.containers.v1.UpdateResponse
+	(*RemoveRequest)(nil),         // 34: gantry.containers.v1.RemoveRequest
+	(*RemoveResponse)(nil),        // 35: gantry.containers.v1.RemoveResponse
+	(*StartRequest)(nil),          // 36: gantry.containers.v1.StartRequest
+	(*StartResponse)(nil),         // 37: gantry.containers.v1.StartResponse
+	(*StopRequest)(nil),           // 38: gantry.containers.v1.StopRequest
+	(*StopResponse)(nil),          // 39: gantry.containers.v1.StopResponse
+	(*KillRequest)(nil),           // 40: gantry.containers.v1.KillRequest
+	(*KillResponse)(nil),          // 41: gantry.containers.v1.KillResponse
+	(*PauseRequest)(nil),          // 42: gantry.containers.v1.PauseRequest
+	(*PauseResponse)(nil),         // 43: gantry.containers.v1.PauseResponse
+	(*ResumeRequest)(nil),         // 44: gantry.containers.v1.ResumeRequest
+	(*ResumeResponse)(nil),        // 45: gantry.containers.v1.ResumeResponse
+	(*WaitRequest)(nil),           // 46: gantry.containers.v1.WaitRequest
+	(*WaitResponse)(nil),          // 47: gantry.containers.v1.WaitResponse
+	(*AttachRequest)(nil),         // 48: gantry.containers.v1.AttachRequest
+	(*AttachStart)(nil),           // 49: gantry.containers.v1.AttachStart
+	(*AttachResponse)(nil),        // 50: gantry.containers.v1.AttachResponse
+	(*ExecRequest)(nil),           // 51: gantry.containers.v1.ExecRequest
+	(*ExecStart)(nil),             // 52: gantry.containers.v1.ExecStart
+	(*ExecResponse)(nil),          // 53: gantry.containers.v1.ExecResponse
+	(*LogsRequest)(nil),           // 54: gantry.containers.v1.LogsRequest
+	(*LogsResponse)(nil),          // 55: gantry.containers.v1.LogsResponse
+	(*LogRecord)(nil),             // 56: gantry.containers.v1.LogRecord
+	nil,                           // 57: gantry.containers.v1.CreateRequest.LabelsEntry
+	(*v1.Meta)(nil),               // 58: gantry.types.v1.Meta
+	(*v11.Config)(nil),            // 59: gantry.images.v1.Config
+	(*durationpb.Duration)(nil),   // 60: google.protobuf.Duration
+	(*v1.Exit)(nil),               // 61: gantry.types.v1.Exit
+	(*timestamppb.Timestamp)(nil), // 62: google.protobuf.Timestamp
+	(*v1.Filter)(nil),             // 63: gantry.types.v1.Filter
+	(*fieldmaskpb.FieldMask)(nil), // 64: google.protobuf.FieldMask
+	(*v1.ProcessInput)(nil),       // 65: gantry.types.v1.ProcessInput
+	(*v1.TerminalSize)(nil),       // 66: gantry.types.v1.TerminalSize
+	(*v1.ProcessOutput)(nil),      // 67: gantry.types.v1.ProcessOutput
 }
 var file_gantry_containers_v1_containers_proto_depIdxs = []int32{
-	48, // 0: gantry.containers.v1.Container.meta:type_name -> gantry.types.v1.Meta
-	8,  // 1: gantry.containers.v1.Container.spec:type_name -> gantry.containers.v1.Spec
+	58, // 0: gantry.containers.v1.Container.meta:type_name -> gantry.types.v1.Meta
+	10, // 1: gantry.containers.v1.Container.spec:type_name -> gantry.containers.v1.Spec
 	1,  // 2: gantry.containers.v1.Container.wanted:type_name -> gantry.containers.v1.Wanted
-	16, // 3: gantry.containers.v1.Container.status:type_name -> gantry.containers.v1.Status
-	7,  // 4: gantry.containers.v1.Container.origin:type_name -> gantry.containers.v1.Origin
-	9,  // 5: gantry.containers.v1.Container.volumes:type_name -> gantry.containers.v1.VolumeMount
-	49, // 6: gantry.containers.v1.Origin.config:type_name -> gantry.images.v1.Config
-	9,  // 7: gantry.containers.v1.Spec.volumes:type_name -> gantry.containers.v1.VolumeMount
-	10, // 8: gantry.containers.v1.Spec.networks:type_name -> gantry.containers.v1.NetworkAttachment
-	14, // 9: gantry.containers.v1.Spec.resources:type_name -> gantry.containers.v1.Resources
-	15, // 10: gantry.containers.v1.Spec.restart:type_name -> gantry.containers.v1.RestartPolicy
-	50, // 11: gantry.containers.v1.Spec.stop_grace:type_name -> google.protobuf.Duration
-	0,  // 12: gantry.containers.v1.Spec.network_mode:type_name -> gantry.containers.v1.NetworkMode
-	11, // 13: gantry.containers.v1.Spec.ports:type_name -> gantry.containers.v1.PortMapping
-	12, // 14: gantry.containers.v1.Spec.log:type_name -> gantry.containers.v1.LogOptions
-	13, // 15: gantry.containers.v1.Spec.rlimits:type_name -> gantry.containers.v1.Rlimit
-	3,  // 16: gantry.containers.v1.VolumeMount.kind:type_name -> gantry.containers.v1.VolumeMount.Kind
-	4,  // 17: gantry.containers.v1.RestartPolicy.when:type_name -> gantry.containers.v1.RestartPolicy.When
-	2,  // 18: gantry.containers.v1.Status.phase:type_name -> gantry.containers.v1.Phase
-	51, // 19: gantry.containers.v1.Status.exit:type_name -> gantry.types.v1.Exit
-	52, // 20: gantry.containers.v1.Status.started_at:type_name -> google.protobuf.Timestamp
-	11, // 21: gantry.containers.v1.Status.ports:type_name -> gantry.containers.v1.PortMapping
-	17, // 22: gantry.containers.v1.Status.addresses:type_name -> gantry.containers.v1.Address
-	47, // 23: gantry.containers.v1.CreateRequest.labels:type_name -> gantry.containers.v1.CreateRequest.LabelsEntry
-	8,  // 24: gantry.containers.v1.CreateRequest.spec:type_name -> gantry.containers.v1.Spec
-	6,  // 25: gantry.containers.v1.CreateResponse.container:type_name -> gantry.containers.v1.Container
-	6,  // 26: gantry.containers.v1.GetResponse.container:type_name -> gantry.containers.v1.Container
-	53, // 27: gantry.containers.v1.ListRequest.filters:type_name -> gantry.types.v1.Filter
-	6,  // 28: gantry.containers.v1.ListResponse.container:type_name -> gantry.containers.v1.Container
-	6,  // 29: gantry.containers.v1.StartResponse.container:type_name -> gantry.containers.v1.Container
-	50, // 30: gantry.containers.v1.StopRequest.grace:type_name -> google.protobuf.Duration
-	6,  // 31: gantry.containers.v1.StopResponse.container:type_name -> gantry.containers.v1.Container
-	5,  // 32: gantry.containers.v1.WaitRequest.until:type_name -> gantry.containers.v1.WaitRequest.Until
-	51, // 33: gantry.containers.v1.WaitResponse.exit:type_name -> gantry.types.v1.Exit
-	39, // 34: gantry.containers.v1.AttachRequest.start:type_name -> gantry.containers.v1.AttachStart
-	54, // 35: gantry.containers.v1.AttachRequest.input:type_name -> gantry.types.v1.ProcessInput
-	55, // 36: gantry.containers.v1.AttachStart.size:type_name -> gantry.types.v1.TerminalSize
-	56, // 37: gantry.containers.v1.AttachResponse.output:type_name -> gantry.types.v1.ProcessOutput
-	42, // 38: gantry.containers.v1.ExecRequest.start:type_name -> gantry.containers.v1.ExecStart
-	54, // 39: gantry.containers.v1.ExecRequest.input:type_name -> gantry.types.v1.ProcessInput
-	55, // 40: gantry.containers.v1.ExecStart.size:type_name -> gantry.types.v1.TerminalSize
-	56, // 41: gantry.containers.v1.ExecResponse.output:type_name -> gantry.types.v1.ProcessOutput
-	52, // 42: gantry.containers.v1.LogsRequest.since:type_name -> google.protobuf.Timestamp
-	52, // 43: gantry.containers.v1.LogsRequest.until:type_name -> google.protobuf.Timestamp
-	46, // 44: gantry.containers.v1.LogsResponse.records:type_name -> gantry.containers.v1.LogRecord
-	52, // 45: gantry.containers.v1.LogRecord.at:type_name -> google.protobuf.Timestamp
-	18, // 46: gantry.containers.v1.ContainersService.Create:input_type -> gantry.containers.v1.CreateRequest
-	20, // 47: gantry.containers.v1.ContainersService.Get:input_type -> gantry.containers.v1.GetRequest
-	22, // 48: gantry.containers.v1.ContainersService.List:input_type -> gantry.containers.v1.ListRequest
-	24, // 49: gantry.containers.v1.ContainersService.Remove:input_type -> gantry.containers.v1.RemoveRequest
-	26, // 50: gantry.containers.v1.ContainersService.Start:input_type -> gantry.containers.v1.StartRequest
-	28, // 51: gantry.containers.v1.ContainersService.Stop:input_type -> gantry.containers.v1.StopRequest
-	30, // 52: gantry.containers.v1.ContainersService.Kill:input_type -> gantry.containers.v1.KillRequest
-	32, // 53: gantry.containers.v1.ContainersService.Pause:input_type -> gantry.containers.v1.PauseRequest
-	34, // 54: gantry.containers.v1.ContainersService.Resume:input_type -> gantry.containers.v1.ResumeRequest
-	36, // 55: gantry.containers.v1.ContainersService.Wait:input_type -> gantry.containers.v1.WaitRequest
-	38, // 56: gantry.containers.v1.ContainersService.Attach:input_type -> gantry.containers.v1.AttachRequest
-	41, // 57: gantry.containers.v1.ContainersService.Exec:input_type -> gantry.containers.v1.ExecRequest
-	44, // 58: gantry.containers.v1.ContainersService.Logs:input_type -> gantry.containers.v1.LogsRequest
-	19, // 59: gantry.containers.v1.ContainersService.Create:output_type -> gantry.containers.v1.CreateResponse
-	21, // 60: gantry.containers.v1.ContainersService.Get:output_type -> gantry.containers.v1.GetResponse
-	23, // 61: gantry.containers.v1.ContainersService.List:output_type -> gantry.containers.v1.ListResponse
-	25, // 62: gantry.containers.v1.ContainersService.Remove:output_type -> gantry.containers.v1.RemoveResponse
-	27, // 63: gantry.containers.v1.ContainersService.Start:output_type -> gantry.containers.v1.StartResponse
-	29, // 64: gantry.containers.v1.ContainersService.Stop:output_type -> gantry.containers.v1.StopResponse
-	31, // 65: gantry.containers.v1.ContainersService.Kill:output_type -> gantry.containers.v1.KillResponse
-	33, // 66: gantry.containers.v1.ContainersService.Pause:output_type -> gantry.containers.v1.PauseResponse
-	35, // 67: gantry.containers.v1.ContainersService.Resume:output_type -> gantry.containers.v1.ResumeResponse
-	37, // 68: gantry.containers.v1.ContainersService.Wait:output_type -> gantry.containers.v1.WaitResponse
-	40, // 69: gantry.containers.v1.ContainersService.Attach:output_type -> gantry.containers.v1.AttachResponse
-	43, // 70: gantry.containers.v1.ContainersService.Exec:output_type -> gantry.containers.v1.ExecResponse
-	45, // 71: gantry.containers.v1.ContainersService.Logs:output_type -> gantry.containers.v1.LogsResponse
-	59, // [59:72] is the sub-list for method output_type
-	46, // [46:59] is the sub-list for method input_type
-	46, // [46:46] is the sub-list for extension type_name
-	46, // [46:46] is the sub-list for extension extendee
-	0,  // [0:46] is the sub-list for field type_name
+	24, // 3: gantry.containers.v1.Container.status:type_name -> gantry.containers.v1.Status
+	9,  // 4: gantry.containers.v1.Container.origin:type_name -> gantry.containers.v1.Origin
+	15, // 5: gantry.containers.v1.Container.volumes:type_name -> gantry.containers.v1.VolumeMount
+	8,  // 6: gantry.containers.v1.Container.shared:type_name -> gantry.containers.v1.Shared
+	59, // 7: gantry.containers.v1.Origin.config:type_name -> gantry.images.v1.Config
+	15, // 8: gantry.containers.v1.Spec.volumes:type_name -> gantry.containers.v1.VolumeMount
+	16, // 9: gantry.containers.v1.Spec.networks:type_name -> gantry.containers.v1.NetworkAttachment
+	20, // 10: gantry.containers.v1.Spec.resources:type_name -> gantry.containers.v1.Resources
+	23, // 11: gantry.containers.v1.Spec.restart:type_name -> gantry.containers.v1.RestartPolicy
+	60, // 12: gantry.containers.v1.Spec.stop_grace:type_name -> google.protobuf.Duration
+	0,  // 13: gantry.containers.v1.Spec.network_mode:type_name -> gantry.containers.v1.NetworkMode
+	17, // 14: gantry.containers.v1.Spec.ports:type_name -> gantry.containers.v1.PortMapping
+	18, // 15: gantry.containers.v1.Spec.log:type_name -> gantry.containers.v1.LogOptions
+	19, // 16: gantry.containers.v1.Spec.rlimits:type_name -> gantry.containers.v1.Rlimit
+	11, // 17: gantry.containers.v1.Spec.seccomp:type_name -> gantry.containers.v1.Seccomp
+	12, // 18: gantry.containers.v1.Spec.devices:type_name -> gantry.containers.v1.Device
+	13, // 19: gantry.containers.v1.Spec.sysctls:type_name -> gantry.containers.v1.Sysctl
+	14, // 20: gantry.containers.v1.Spec.pid_namespace:type_name -> gantry.containers.v1.Namespace
+	14, // 21: gantry.containers.v1.Spec.ipc_namespace:type_name -> gantry.containers.v1.Namespace
+	14, // 22: gantry.containers.v1.Spec.uts_namespace:type_name -> gantry.containers.v1.Namespace
+	14, // 23: gantry.containers.v1.Spec.cgroup_namespace:type_name -> gantry.containers.v1.Namespace
+	14, // 24: gantry.containers.v1.Spec.user_namespace:type_name -> gantry.containers.v1.Namespace
+	3,  // 25: gantry.containers.v1.Namespace.mode:type_name -> gantry.containers.v1.Namespace.Mode
+	4,  // 26: gantry.containers.v1.VolumeMount.kind:type_name -> gantry.containers.v1.VolumeMount.Kind
+	21, // 27: gantry.containers.v1.Resources.blkio_weight_devices:type_name -> gantry.containers.v1.DeviceWeight
+	22, // 28: gantry.containers.v1.Resources.read_bps:type_name -> gantry.containers.v1.DeviceRate
+	22, // 29: gantry.containers.v1.Resources.write_bps:type_name -> gantry.containers.v1.DeviceRate
+	22, // 30: gantry.containers.v1.Resources.read_iops:type_name -> gantry.containers.v1.DeviceRate
+	22, // 31: gantry.containers.v1.Resources.write_iops:type_name -> gantry.containers.v1.DeviceRate
+	5,  // 32: gantry.containers.v1.RestartPolicy.when:type_name -> gantry.containers.v1.RestartPolicy.When
+	2,  // 33: gantry.containers.v1.Status.phase:type_name -> gantry.containers.v1.Phase
+	61, // 34: gantry.containers.v1.Status.exit:type_name -> gantry.types.v1.Exit
+	62, // 35: gantry.containers.v1.Status.started_at:type_name -> google.protobuf.Timestamp
+	17, // 36: gantry.containers.v1.Status.ports:type_name -> gantry.containers.v1.PortMapping
+	25, // 37: gantry.containers.v1.Status.addresses:type_name -> gantry.containers.v1.Address
+	57, // 38: gantry.containers.v1.CreateRequest.labels:type_name -> gantry.containers.v1.CreateRequest.LabelsEntry
+	10, // 39: gantry.containers.v1.CreateRequest.spec:type_name -> gantry.containers.v1.Spec
+	7,  // 40: gantry.containers.v1.CreateResponse.container:type_name -> gantry.containers.v1.Container
+	7,  // 41: gantry.containers.v1.GetResponse.container:type_name -> gantry.containers.v1.Container
+	63, // 42: gantry.containers.v1.ListRequest.filters:type_name -> gantry.types.v1.Filter
+	7,  // 43: gantry.containers.v1.ListResponse.container:type_name -> gantry.containers.v1.Container
+	10, // 44: gantry.containers.v1.UpdateRequest.spec:type_name -> gantry.containers.v1.Spec
+	64, // 45: gantry.containers.v1.UpdateRequest.update_mask:type_name -> google.protobuf.FieldMask
+	7,  // 46: gantry.containers.v1.UpdateResponse.container:type_name -> gantry.containers.v1.Container
+	7,  // 47: gantry.containers.v1.StartResponse.container:type_name -> gantry.containers.v1.Container
+	60, // 48: gantry.containers.v1.StopRequest.grace:type_name -> google.protobuf.Duration
+	7,  // 49: gantry.containers.v1.StopResponse.container:type_name -> gantry.containers.v1.Container
+	6,  // 50: gantry.containers.v1.WaitRequest.until:type_name -> gantry.containers.v1.WaitRequest.Until
+	61, // 51: gantry.containers.v1.WaitResponse.exit:type_name -> gantry.types.v1.Exit
+	49, // 52: gantry.containers.v1.AttachRequest.start:type_name -> gantry.containers.v1.AttachStart
+	65, // 53: gantry.containers.v1.AttachRequest.input:type_name -> gantry.types.v1.ProcessInput
+	66, // 54: gantry.containers.v1.AttachStart.size:type_name -> gantry.types.v1.TerminalSize
+	67, // 55: gantry.containers.v1.AttachResponse.output:type_name -> gantry.types.v1.ProcessOutput
+	52, // 56: gantry.containers.v1.ExecRequest.start:type_name -> gantry.containers.v1.ExecStart
+	65, // 57: gantry.containers.v1.ExecRequest.input:type_name -> gantry.types.v1.ProcessInput
+	66, // 58: gantry.containers.v1.ExecStart.size:type_name -> gantry.types.v1.TerminalSize
+	67, // 59: gantry.containers.v1.ExecResponse.output:type_name -> gantry.types.v1.ProcessOutput
+	62, // 60: gantry.containers.v1.LogsRequest.since:type_name -> google.protobuf.Timestamp
+	62, // 61: gantry.containers.v1.LogsRequest.until:type_name -> google.protobuf.Timestamp
+	56, // 62: gantry.containers.v1.LogsResponse.records:type_name -> gantry.containers.v1.LogRecord
+	62, // 63: gantry.containers.v1.LogRecord.at:type_name -> google.protobuf.Timestamp
+	26, // 64: gantry.containers.v1.ContainersService.Create:input_type -> gantry.containers.v1.CreateRequest
+	28, // 65: gantry.containers.v1.ContainersService.Get:input_type -> gantry.containers.v1.GetRequest
+	30, // 66: gantry.containers.v1.ContainersService.List:input_type -> gantry.containers.v1.ListRequest
+	32, // 67: gantry.containers.v1.ContainersService.Update:input_type -> gantry.containers.v1.UpdateRequest
+	34, // 68: gantry.containers.v1.ContainersService.Remove:input_type -> gantry.containers.v1.RemoveRequest
+	36, // 69: gantry.containers.v1.ContainersService.Start:input_type -> gantry.containers.v1.StartRequest
+	38, // 70: gantry.containers.v1.ContainersService.Stop:input_type -> gantry.containers.v1.StopRequest
+	40, // 71: gantry.containers.v1.ContainersService.Kill:input_type -> gantry.containers.v1.KillRequest
+	42, // 72: gantry.containers.v1.ContainersService.Pause:input_type -> gantry.containers.v1.PauseRequest
+	44, // 73: gantry.containers.v1.ContainersService.Resume:input_type -> gantry.containers.v1.ResumeRequest
+	46, // 74: gantry.containers.v1.ContainersService.Wait:input_type -> gantry.containers.v1.WaitRequest
+	48, // 75: gantry.containers.v1.ContainersService.Attach:input_type -> gantry.containers.v1.AttachRequest
+	51, // 76: gantry.containers.v1.ContainersService.Exec:input_type -> gantry.containers.v1.ExecRequest
+	54, // 77: gantry.containers.v1.ContainersService.Logs:input_type -> gantry.containers.v1.LogsRequest
+	27, // 78: gantry.containers.v1.ContainersService.Create:output_type -> gantry.containers.v1.CreateResponse
+	29, // 79: gantry.containers.v1.ContainersService.Get:output_type -> gantry.containers.v1.GetResponse
+	31, // 80: gantry.containers.v1.ContainersService.List:output_type -> gantry.containers.v1.ListResponse
+	33, // 81: gantry.containers.v1.ContainersService.Update:output_type -> gantry.containers.v1.UpdateResponse
+	35, // 82: gantry.containers.v1.ContainersService.Remove:output_type -> gantry.containers.v1.RemoveResponse
+	37, // 83: gantry.containers.v1.ContainersService.Start:output_type -> gantry.containers.v1.StartResponse
+	39, // 84: gantry.containers.v1.ContainersService.Stop:output_type -> gantry.containers.v1.StopResponse
+	41, // 85: gantry.containers.v1.ContainersService.Kill:output_type -> gantry.containers.v1.KillResponse
+	43, // 86: gantry.containers.v1.ContainersService.Pause:output_type -> gantry.containers.v1.PauseResponse
+	45, // 87: gantry.containers.v1.ContainersService.Resume:output_type -> gantry.containers.v1.ResumeResponse
+	47, // 88: gantry.containers.v1.ContainersService.Wait:output_type -> gantry.containers.v1.WaitResponse
+	50, // 89: gantry.containers.v1.ContainersService.Attach:output_type -> gantry.containers.v1.AttachResponse
+	53, // 90: gantry.containers.v1.ContainersService.Exec:output_type -> gantry.containers.v1.ExecResponse
+	55, // 91: gantry.containers.v1.ContainersService.Logs:output_type -> gantry.containers.v1.LogsResponse
+	78, // [78:92] is the sub-list for method output_type
+	64, // [64:78] is the sub-list for method input_type
+	64, // [64:64] is the sub-list for extension type_name
+	64, // [64:64] is the sub-list for extension extendee
+	0,  // [0:64] is the sub-list for field type_name
 }
 
 func init() { file_gantry_containers_v1_containers_proto_init() }
@@ -3510,11 +4498,13 @@ func file_gantry_containers_v1_containers_proto_init() {
 	if File_gantry_containers_v1_containers_proto != nil {
 		return
 	}
-	file_gantry_containers_v1_containers_proto_msgTypes[32].OneofWrappers = []any{
+	file_gantry_containers_v1_containers_proto_msgTypes[3].OneofWrappers = []any{}
+	file_gantry_containers_v1_containers_proto_msgTypes[13].OneofWrappers = []any{}
+	file_gantry_containers_v1_containers_proto_msgTypes[41].OneofWrappers = []any{
 		(*AttachRequest_Start)(nil),
 		(*AttachRequest_Input)(nil),
 	}
-	file_gantry_containers_v1_containers_proto_msgTypes[35].OneofWrappers = []any{
+	file_gantry_containers_v1_containers_proto_msgTypes[44].OneofWrappers = []any{
 		(*ExecRequest_Start)(nil),
 		(*ExecRequest_Input)(nil),
 	}
@@ -3523,8 +4513,8 @@ func file_gantry_containers_v1_containers_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_gantry_containers_v1_containers_proto_rawDesc), len(file_gantry_containers_v1_containers_proto_rawDesc)),
-			NumEnums:      6,
-			NumMessages:   42,
+			NumEnums:      7,
+			NumMessages:   51,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -24,6 +24,7 @@ const (
 	ContainersService_Create_FullMethodName = "/gantry.containers.v1.ContainersService/Create"
 	ContainersService_Get_FullMethodName    = "/gantry.containers.v1.ContainersService/Get"
 	ContainersService_List_FullMethodName   = "/gantry.containers.v1.ContainersService/List"
+	ContainersService_Update_FullMethodName = "/gantry.containers.v1.ContainersService/Update"
 	ContainersService_Remove_FullMethodName = "/gantry.containers.v1.ContainersService/Remove"
 	ContainersService_Start_FullMethodName  = "/gantry.containers.v1.ContainersService/Start"
 	ContainersService_Stop_FullMethodName   = "/gantry.containers.v1.ContainersService/Stop"
@@ -48,6 +49,8 @@ type ContainersServiceClient interface {
 	Get(ctx context.Context, in *GetRequest, opts ...grpc.CallOption) (*GetResponse, error)
 	// List streams the containers that match, in creation order.
 	List(ctx context.Context, in *ListRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ListResponse], error)
+	// Update changes limits and the restart policy, at once where it runs.
+	Update(ctx context.Context, in *UpdateRequest, opts ...grpc.CallOption) (*UpdateResponse, error)
 	// Remove deletes a container and what only it used. Removing what is gone succeeds.
 	Remove(ctx context.Context, in *RemoveRequest, opts ...grpc.CallOption) (*RemoveResponse, error)
 	// Start makes running the wanted state and waits until it is, or cannot be.
@@ -116,6 +119,16 @@ func (c *containersServiceClient) List(ctx context.Context, in *ListRequest, opt
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type ContainersService_ListClient = grpc.ServerStreamingClient[ListResponse]
+
+func (c *containersServiceClient) Update(ctx context.Context, in *UpdateRequest, opts ...grpc.CallOption) (*UpdateResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(UpdateResponse)
+	err := c.cc.Invoke(ctx, ContainersService_Update_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
 
 func (c *containersServiceClient) Remove(ctx context.Context, in *RemoveRequest, opts ...grpc.CallOption) (*RemoveResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
@@ -244,6 +257,8 @@ type ContainersServiceServer interface {
 	Get(context.Context, *GetRequest) (*GetResponse, error)
 	// List streams the containers that match, in creation order.
 	List(*ListRequest, grpc.ServerStreamingServer[ListResponse]) error
+	// Update changes limits and the restart policy, at once where it runs.
+	Update(context.Context, *UpdateRequest) (*UpdateResponse, error)
 	// Remove deletes a container and what only it used. Removing what is gone succeeds.
 	Remove(context.Context, *RemoveRequest) (*RemoveResponse, error)
 	// Start makes running the wanted state and waits until it is, or cannot be.
@@ -282,6 +297,9 @@ func (UnimplementedContainersServiceServer) Get(context.Context, *GetRequest) (*
 }
 func (UnimplementedContainersServiceServer) List(*ListRequest, grpc.ServerStreamingServer[ListResponse]) error {
 	return status.Error(codes.Unimplemented, "method List not implemented")
+}
+func (UnimplementedContainersServiceServer) Update(context.Context, *UpdateRequest) (*UpdateResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Update not implemented")
 }
 func (UnimplementedContainersServiceServer) Remove(context.Context, *RemoveRequest) (*RemoveResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Remove not implemented")
@@ -380,6 +398,24 @@ func _ContainersService_List_Handler(srv interface{}, stream grpc.ServerStream) 
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type ContainersService_ListServer = grpc.ServerStreamingServer[ListResponse]
+
+func _ContainersService_Update_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(UpdateRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ContainersServiceServer).Update(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: ContainersService_Update_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ContainersServiceServer).Update(ctx, req.(*UpdateRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
 
 func _ContainersService_Remove_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(RemoveRequest)
@@ -546,6 +582,10 @@ var ContainersService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Get",
 			Handler:    _ContainersService_Get_Handler,
+		},
+		{
+			MethodName: "Update",
+			Handler:    _ContainersService_Update_Handler,
 		},
 		{
 			MethodName: "Remove",

@@ -110,6 +110,8 @@ type Boot struct {
 	Netns         string                 `protobuf:"bytes,16,opt,name=netns,proto3" json:"netns,omitempty"`                                // path of a pinned network namespace; "" means what config.json says
 	Instance      string                 `protobuf:"bytes,17,opt,name=instance,proto3" json:"instance,omitempty"`                          // the daemon's name for what is its own in the kernel
 	Create        bool                   `protobuf:"varint,18,opt,name=create,proto3" json:"create,omitempty"`                             // begin with Create at once, side by side with listening; a Create call then waits for it
+	Joins         []*Join                `protobuf:"bytes,19,rep,name=joins,proto3" json:"joins,omitempty"`                                // other containers' namespaces; each run looks at them again
+	ShmBytes      int64                  `protobuf:"varint,20,opt,name=shm_bytes,json=shmBytes,proto3" json:"shm_bytes,omitempty"`         // of the memory in the state directory that other containers may have as well; 0: none
 	RuntimeName   string                 `protobuf:"bytes,24,opt,name=runtime_name,json=runtimeName,proto3" json:"runtime_name,omitempty"` // what the user calls an OCI runtime; "" means its program's name
 	RuntimeArgs   []string               `protobuf:"bytes,25,rep,name=runtime_args,json=runtimeArgs,proto3" json:"runtime_args,omitempty"` // of an OCI runtime, before every verb
 	unknownFields protoimpl.UnknownFields
@@ -272,6 +274,20 @@ func (x *Boot) GetCreate() bool {
 	return false
 }
 
+func (x *Boot) GetJoins() []*Join {
+	if x != nil {
+		return x.Joins
+	}
+	return nil
+}
+
+func (x *Boot) GetShmBytes() int64 {
+	if x != nil {
+		return x.ShmBytes
+	}
+	return 0
+}
+
 func (x *Boot) GetRuntimeName() string {
 	if x != nil {
 		return x.RuntimeName
@@ -286,6 +302,76 @@ func (x *Boot) GetRuntimeArgs() []string {
 	return nil
 }
 
+// Join is a namespace of another container's. Its process is named for ever by pid and start time:
+// if that is not the one that runs, the run fails rather than join a stranger's.
+type Join struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Namespace     string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"` // as config.json names its type
+	Container     string                 `protobuf:"bytes,2,opt,name=container,proto3" json:"container,omitempty"` // for those who read errors
+	Pid           uint32                 `protobuf:"varint,3,opt,name=pid,proto3" json:"pid,omitempty"`
+	Started       uint64                 `protobuf:"varint,4,opt,name=started,proto3" json:"started,omitempty"` // clock ticks since boot, proc_pid_stat(5) field 22
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Join) Reset() {
+	*x = Join{}
+	mi := &file_gantry_shim_v1_shim_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Join) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Join) ProtoMessage() {}
+
+func (x *Join) ProtoReflect() protoreflect.Message {
+	mi := &file_gantry_shim_v1_shim_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Join.ProtoReflect.Descriptor instead.
+func (*Join) Descriptor() ([]byte, []int) {
+	return file_gantry_shim_v1_shim_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Join) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *Join) GetContainer() string {
+	if x != nil {
+		return x.Container
+	}
+	return ""
+}
+
+func (x *Join) GetPid() uint32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *Join) GetStarted() uint64 {
+	if x != nil {
+		return x.Started
+	}
+	return 0
+}
+
 // Restart says when the shim starts the process again by itself.
 type Restart struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -298,7 +384,7 @@ type Restart struct {
 
 func (x *Restart) Reset() {
 	*x = Restart{}
-	mi := &file_gantry_shim_v1_shim_proto_msgTypes[1]
+	mi := &file_gantry_shim_v1_shim_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -310,7 +396,7 @@ func (x *Restart) String() string {
 func (*Restart) ProtoMessage() {}
 
 func (x *Restart) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_shim_v1_shim_proto_msgTypes[1]
+	mi := &file_gantry_shim_v1_shim_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -323,7 +409,7 @@ func (x *Restart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Restart.ProtoReflect.Descriptor instead.
 func (*Restart) Descriptor() ([]byte, []int) {
-	return file_gantry_shim_v1_shim_proto_rawDescGZIP(), []int{1}
+	return file_gantry_shim_v1_shim_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Restart) GetOnFailure() bool {
@@ -359,7 +445,7 @@ type LogSink struct {
 
 func (x *LogSink) Reset() {
 	*x = LogSink{}
-	mi := &file_gantry_shim_v1_shim_proto_msgTypes[2]
+	mi := &file_gantry_shim_v1_shim_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -371,7 +457,7 @@ func (x *LogSink) String() string {
 func (*LogSink) ProtoMessage() {}
 
 func (x *LogSink) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_shim_v1_shim_proto_msgTypes[2]
+	mi := &file_gantry_shim_v1_shim_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -384,7 +470,7 @@ func (x *LogSink) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogSink.ProtoReflect.Descriptor instead.
 func (*LogSink) Descriptor() ([]byte, []int) {
-	return file_gantry_shim_v1_shim_proto_rawDescGZIP(), []int{2}
+	return file_gantry_shim_v1_shim_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *LogSink) GetPath() string {
@@ -421,7 +507,7 @@ type Booted struct {
 
 func (x *Booted) Reset() {
 	*x = Booted{}
-	mi := &file_gantry_shim_v1_shim_proto_msgTypes[3]
+	mi := &file_gantry_shim_v1_shim_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -433,7 +519,7 @@ func (x *Booted) String() string {
 func (*Booted) ProtoMessage() {}
 
 func (x *Booted) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_shim_v1_shim_proto_msgTypes[3]
+	mi := &file_gantry_shim_v1_shim_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -446,7 +532,7 @@ func (x *Booted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Booted.ProtoReflect.Descriptor instead.
 func (*Booted) Descriptor() ([]byte, []int) {
-	return file_gantry_shim_v1_shim_proto_rawDescGZIP(), []int{3}
+	return file_gantry_shim_v1_shim_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Booted) GetProtocol() uint32 {
@@ -486,7 +572,7 @@ type HelloRequest struct {
 
 func (x *HelloRequest) Reset() {
 	*x = HelloRequest{}
-	mi := &file_gantry_shim_v1_shim_proto_msgTypes[4]
+	mi := &file_gantry_shim_v1_shim_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -498,7 +584,7 @@ func (x *HelloRequest) String() string {
 func (*HelloRequest) ProtoMessage() {}
 
 func (x *HelloRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_shim_v1_shim_proto_msgTypes[4]
+	mi := &file_gantry_shim_v1_shim_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -511,7 +597,7 @@ func (x *HelloRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HelloRequest.ProtoReflect.Descriptor instead.
 func (*HelloRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_shim_v1_shim_proto_rawDescGZIP(), []int{4}
+	return file_gantry_shim_v1_shim_proto_rawDescGZIP(), []int{5}
 }
 
 // HelloResponse identifies a shim.
@@ -527,7 +613,7 @@ type HelloResponse struct {
 
 func (x *HelloResponse) Reset() {
 	*x = HelloResponse{}
-	mi := &file_gantry_shim_v1_shim_proto_msgTypes[5]
+	mi := &file_gantry_shim_v1_shim_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -539,7 +625,7 @@ func (x *HelloResponse) String() string {
 func (*HelloResponse) ProtoMessage() {}
 
 func (x *HelloResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_shim_v1_shim_proto_msgTypes[5]
+	mi := &file_gantry_shim_v1_shim_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -552,7 +638,7 @@ func (x *HelloResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HelloResponse.ProtoReflect.Descriptor instead.
 func (*HelloResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_shim_v1_shim_proto_rawDescGZIP(), []int{5}
+	return file_gantry_shim_v1_shim_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *HelloResponse) GetProtocol() uint32 {
@@ -592,7 +678,7 @@ type CreateRequest struct {
 
 func (x *CreateRequest) Reset() {
 	*x = CreateRequest{}
-	mi := &file_gantry_shim_v1_shim_proto_msgTypes[6]
+	mi := &file_gantry_shim_v1_shim_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -604,7 +690,7 @@ func (x *CreateRequest) String() string {
 func (*CreateRequest) ProtoMessage() {}
 
 func (x *CreateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_shim_v1_shim_proto_msgTypes[6]
+	mi := &file_gantry_shim_v1_shim_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -617,7 +703,7 @@ func (x *CreateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateRequest.ProtoReflect.Descriptor instead.
 func (*CreateRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_shim_v1_shim_proto_rawDescGZIP(), []int{6}
+	return file_gantry_shim_v1_shim_proto_rawDescGZIP(), []int{7}
 }
 
 // CreateResponse is the init process.
@@ -631,7 +717,7 @@ type CreateResponse struct {
 
 func (x *CreateResponse) Reset() {
 	*x = CreateResponse{}
-	mi := &file_gantry_shim_v1_shim_proto_msgTypes[7]
+	mi := &file_gantry_shim_v1_shim_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -643,7 +729,7 @@ func (x *CreateResponse) String() string {
 func (*CreateResponse) ProtoMessage() {}
 
 func (x *CreateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_shim_v1_shim_proto_msgTypes[7]
+	mi := &file_gantry_shim_v1_shim_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -656,7 +742,7 @@ func (x *CreateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateResponse.ProtoReflect.Descriptor instead.
 func (*CreateResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_shim_v1_shim_proto_rawDescGZIP(), []int{7}
+	return file_gantry_shim_v1_shim_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *CreateResponse) GetPid() uint32 {
@@ -683,7 +769,7 @@ type StartRequest struct {
 
 func (x *StartRequest) Reset() {
 	*x = StartRequest{}
-	mi := &file_gantry_shim_v1_shim_proto_msgTypes[8]
+	mi := &file_gantry_shim_v1_shim_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -695,7 +781,7 @@ func (x *StartRequest) String() string {
 func (*StartRequest) ProtoMessage() {}
 
 func (x *StartRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_shim_v1_shim_proto_msgTypes[8]
+	mi := &file_gantry_shim_v1_shim_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -708,7 +794,7 @@ func (x *StartRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartRequest.ProtoReflect.Descriptor instead.
 func (*StartRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_shim_v1_shim_proto_rawDescGZIP(), []int{8}
+	return file_gantry_shim_v1_shim_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *StartRequest) GetProcess() string {
@@ -728,7 +814,7 @@ type StartResponse struct {
 
 func (x *StartResponse) Reset() {
 	*x = StartResponse{}
-	mi := &file_gantry_shim_v1_shim_proto_msgTypes[9]
+	mi := &file_gantry_shim_v1_shim_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -740,7 +826,7 @@ func (x *StartResponse) String() string {
 func (*StartResponse) ProtoMessage() {}
 
 func (x *StartResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_shim_v1_shim_proto_msgTypes[9]
+	mi := &file_gantry_shim_v1_shim_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -753,7 +839,7 @@ func (x *StartResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartResponse.ProtoReflect.Descriptor instead.
 func (*StartResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_shim_v1_shim_proto_rawDescGZIP(), []int{9}
+	return file_gantry_shim_v1_shim_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *StartResponse) GetPid() uint32 {
@@ -776,7 +862,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_gantry_shim_v1_shim_proto_msgTypes[10]
+	mi := &file_gantry_shim_v1_shim_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -788,7 +874,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_shim_v1_shim_proto_msgTypes[10]
+	mi := &file_gantry_shim_v1_shim_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -801,7 +887,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_shim_v1_shim_proto_rawDescGZIP(), []int{10}
+	return file_gantry_shim_v1_shim_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ExecRequest) GetProcess() string {
@@ -841,7 +927,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_gantry_shim_v1_shim_proto_msgTypes[11]
+	mi := &file_gantry_shim_v1_shim_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -853,7 +939,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_shim_v1_shim_proto_msgTypes[11]
+	mi := &file_gantry_shim_v1_shim_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -866,7 +952,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_shim_v1_shim_proto_rawDescGZIP(), []int{11}
+	return file_gantry_shim_v1_shim_proto_rawDescGZIP(), []int{12}
 }
 
 // StateRequest says what the caller knows already.
@@ -879,7 +965,7 @@ type StateRequest struct {
 
 func (x *StateRequest) Reset() {
 	*x = StateRequest{}
-	mi := &file_gantry_shim_v1_shim_proto_msgTypes[12]
+	mi := &file_gantry_shim_v1_shim_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -891,7 +977,7 @@ func (x *StateRequest) String() string {
 func (*StateRequest) ProtoMessage() {}
 
 func (x *StateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_shim_v1_shim_proto_msgTypes[12]
+	mi := &file_gantry_shim_v1_shim_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -904,7 +990,7 @@ func (x *StateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateRequest.ProtoReflect.Descriptor instead.
 func (*StateRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_shim_v1_shim_proto_rawDescGZIP(), []int{12}
+	return file_gantry_shim_v1_shim_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *StateRequest) GetSeen() uint64 {
@@ -931,7 +1017,7 @@ type StateResponse struct {
 
 func (x *StateResponse) Reset() {
 	*x = StateResponse{}
-	mi := &file_gantry_shim_v1_shim_proto_msgTypes[13]
+	mi := &file_gantry_shim_v1_shim_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -943,7 +1029,7 @@ func (x *StateResponse) String() string {
 func (*StateResponse) ProtoMessage() {}
 
 func (x *StateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_shim_v1_shim_proto_msgTypes[13]
+	mi := &file_gantry_shim_v1_shim_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -956,7 +1042,7 @@ func (x *StateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateResponse.ProtoReflect.Descriptor instead.
 func (*StateResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_shim_v1_shim_proto_rawDescGZIP(), []int{13}
+	return file_gantry_shim_v1_shim_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *StateResponse) GetChange() uint64 {
@@ -1025,7 +1111,7 @@ type WaitRequest struct {
 
 func (x *WaitRequest) Reset() {
 	*x = WaitRequest{}
-	mi := &file_gantry_shim_v1_shim_proto_msgTypes[14]
+	mi := &file_gantry_shim_v1_shim_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1037,7 +1123,7 @@ func (x *WaitRequest) String() string {
 func (*WaitRequest) ProtoMessage() {}
 
 func (x *WaitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_shim_v1_shim_proto_msgTypes[14]
+	mi := &file_gantry_shim_v1_shim_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1050,7 +1136,7 @@ func (x *WaitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitRequest.ProtoReflect.Descriptor instead.
 func (*WaitRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_shim_v1_shim_proto_rawDescGZIP(), []int{14}
+	return file_gantry_shim_v1_shim_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *WaitRequest) GetProcess() string {
@@ -1070,7 +1156,7 @@ type WaitResponse struct {
 
 func (x *WaitResponse) Reset() {
 	*x = WaitResponse{}
-	mi := &file_gantry_shim_v1_shim_proto_msgTypes[15]
+	mi := &file_gantry_shim_v1_shim_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1082,7 +1168,7 @@ func (x *WaitResponse) String() string {
 func (*WaitResponse) ProtoMessage() {}
 
 func (x *WaitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_shim_v1_shim_proto_msgTypes[15]
+	mi := &file_gantry_shim_v1_shim_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1095,7 +1181,7 @@ func (x *WaitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitResponse.ProtoReflect.Descriptor instead.
 func (*WaitResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_shim_v1_shim_proto_rawDescGZIP(), []int{15}
+	return file_gantry_shim_v1_shim_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *WaitResponse) GetExit() *v1.Exit {
@@ -1118,7 +1204,7 @@ type KillRequest struct {
 
 func (x *KillRequest) Reset() {
 	*x = KillRequest{}
-	mi := &file_gantry_shim_v1_shim_proto_msgTypes[16]
+	mi := &file_gantry_shim_v1_shim_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1130,7 +1216,7 @@ func (x *KillRequest) String() string {
 func (*KillRequest) ProtoMessage() {}
 
 func (x *KillRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_shim_v1_shim_proto_msgTypes[16]
+	mi := &file_gantry_shim_v1_shim_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1143,7 +1229,7 @@ func (x *KillRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KillRequest.ProtoReflect.Descriptor instead.
 func (*KillRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_shim_v1_shim_proto_rawDescGZIP(), []int{16}
+	return file_gantry_shim_v1_shim_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *KillRequest) GetProcess() string {
@@ -1183,7 +1269,7 @@ type KillResponse struct {
 
 func (x *KillResponse) Reset() {
 	*x = KillResponse{}
-	mi := &file_gantry_shim_v1_shim_proto_msgTypes[17]
+	mi := &file_gantry_shim_v1_shim_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1195,7 +1281,7 @@ func (x *KillResponse) String() string {
 func (*KillResponse) ProtoMessage() {}
 
 func (x *KillResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_shim_v1_shim_proto_msgTypes[17]
+	mi := &file_gantry_shim_v1_shim_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1208,7 +1294,7 @@ func (x *KillResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KillResponse.ProtoReflect.Descriptor instead.
 func (*KillResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_shim_v1_shim_proto_rawDescGZIP(), []int{17}
+	return file_gantry_shim_v1_shim_proto_rawDescGZIP(), []int{18}
 }
 
 // PauseRequest is empty.
@@ -1220,7 +1306,7 @@ type PauseRequest struct {
 
 func (x *PauseRequest) Reset() {
 	*x = PauseRequest{}
-	mi := &file_gantry_shim_v1_shim_proto_msgTypes[18]
+	mi := &file_gantry_shim_v1_shim_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1232,7 +1318,7 @@ func (x *PauseRequest) String() string {
 func (*PauseRequest) ProtoMessage() {}
 
 func (x *PauseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_shim_v1_shim_proto_msgTypes[18]
+	mi := &file_gantry_shim_v1_shim_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1245,7 +1331,7 @@ func (x *PauseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseRequest.ProtoReflect.Descriptor instead.
 func (*PauseRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_shim_v1_shim_proto_rawDescGZIP(), []int{18}
+	return file_gantry_shim_v1_shim_proto_rawDescGZIP(), []int{19}
 }
 
 // PauseResponse is empty.
@@ -1257,7 +1343,7 @@ type PauseResponse struct {
 
 func (x *PauseResponse) Reset() {
 	*x = PauseResponse{}
-	mi := &file_gantry_shim_v1_shim_proto_msgTypes[19]
+	mi := &file_gantry_shim_v1_shim_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1269,7 +1355,7 @@ func (x *PauseResponse) String() string {
 func (*PauseResponse) ProtoMessage() {}
 
 func (x *PauseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_shim_v1_shim_proto_msgTypes[19]
+	mi := &file_gantry_shim_v1_shim_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1282,7 +1368,7 @@ func (x *PauseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseResponse.ProtoReflect.Descriptor instead.
 func (*PauseResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_shim_v1_shim_proto_rawDescGZIP(), []int{19}
+	return file_gantry_shim_v1_shim_proto_rawDescGZIP(), []int{20}
 }
 
 // ResumeRequest is empty.
@@ -1294,7 +1380,7 @@ type ResumeRequest struct {
 
 func (x *ResumeRequest) Reset() {
 	*x = ResumeRequest{}
-	mi := &file_gantry_shim_v1_shim_proto_msgTypes[20]
+	mi := &file_gantry_shim_v1_shim_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1306,7 +1392,7 @@ func (x *ResumeRequest) String() string {
 func (*ResumeRequest) ProtoMessage() {}
 
 func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_shim_v1_shim_proto_msgTypes[20]
+	mi := &file_gantry_shim_v1_shim_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1319,7 +1405,7 @@ func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeRequest.ProtoReflect.Descriptor instead.
 func (*ResumeRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_shim_v1_shim_proto_rawDescGZIP(), []int{20}
+	return file_gantry_shim_v1_shim_proto_rawDescGZIP(), []int{21}
 }
 
 // ResumeResponse is empty.
@@ -1331,7 +1417,7 @@ type ResumeResponse struct {
 
 func (x *ResumeResponse) Reset() {
 	*x = ResumeResponse{}
-	mi := &file_gantry_shim_v1_shim_proto_msgTypes[21]
+	mi := &file_gantry_shim_v1_shim_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1343,7 +1429,7 @@ func (x *ResumeResponse) String() string {
 func (*ResumeResponse) ProtoMessage() {}
 
 func (x *ResumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_shim_v1_shim_proto_msgTypes[21]
+	mi := &file_gantry_shim_v1_shim_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1356,20 +1442,21 @@ func (x *ResumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeResponse.ProtoReflect.Descriptor instead.
 func (*ResumeResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_shim_v1_shim_proto_rawDescGZIP(), []int{21}
+	return file_gantry_shim_v1_shim_proto_rawDescGZIP(), []int{22}
 }
 
-// UpdateRequest is runtime-spec resources, as JSON.
+// UpdateRequest is what changes; what is not said stays.
 type UpdateRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Resources     []byte                 `protobuf:"bytes,1,opt,name=resources,proto3" json:"resources,omitempty"`
+	Resources     []byte                 `protobuf:"bytes,1,opt,name=resources,proto3" json:"resources,omitempty"` // runtime-spec resources, as JSON
+	Restart       *Restart               `protobuf:"bytes,2,opt,name=restart,proto3" json:"restart,omitempty"`     // from the next exit on; a shim can do that if it says "policy" in Hello
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *UpdateRequest) Reset() {
 	*x = UpdateRequest{}
-	mi := &file_gantry_shim_v1_shim_proto_msgTypes[22]
+	mi := &file_gantry_shim_v1_shim_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1381,7 +1468,7 @@ func (x *UpdateRequest) String() string {
 func (*UpdateRequest) ProtoMessage() {}
 
 func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_shim_v1_shim_proto_msgTypes[22]
+	mi := &file_gantry_shim_v1_shim_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1394,12 +1481,19 @@ func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
 func (*UpdateRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_shim_v1_shim_proto_rawDescGZIP(), []int{22}
+	return file_gantry_shim_v1_shim_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *UpdateRequest) GetResources() []byte {
 	if x != nil {
 		return x.Resources
+	}
+	return nil
+}
+
+func (x *UpdateRequest) GetRestart() *Restart {
+	if x != nil {
+		return x.Restart
 	}
 	return nil
 }
@@ -1413,7 +1507,7 @@ type UpdateResponse struct {
 
 func (x *UpdateResponse) Reset() {
 	*x = UpdateResponse{}
-	mi := &file_gantry_shim_v1_shim_proto_msgTypes[23]
+	mi := &file_gantry_shim_v1_shim_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1425,7 +1519,7 @@ func (x *UpdateResponse) String() string {
 func (*UpdateResponse) ProtoMessage() {}
 
 func (x *UpdateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_shim_v1_shim_proto_msgTypes[23]
+	mi := &file_gantry_shim_v1_shim_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1438,7 +1532,7 @@ func (x *UpdateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateResponse.ProtoReflect.Descriptor instead.
 func (*UpdateResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_shim_v1_shim_proto_rawDescGZIP(), []int{23}
+	return file_gantry_shim_v1_shim_proto_rawDescGZIP(), []int{24}
 }
 
 // StatsRequest is empty.
@@ -1450,7 +1544,7 @@ type StatsRequest struct {
 
 func (x *StatsRequest) Reset() {
 	*x = StatsRequest{}
-	mi := &file_gantry_shim_v1_shim_proto_msgTypes[24]
+	mi := &file_gantry_shim_v1_shim_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1462,7 +1556,7 @@ func (x *StatsRequest) String() string {
 func (*StatsRequest) ProtoMessage() {}
 
 func (x *StatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_shim_v1_shim_proto_msgTypes[24]
+	mi := &file_gantry_shim_v1_shim_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1475,7 +1569,7 @@ func (x *StatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsRequest.ProtoReflect.Descriptor instead.
 func (*StatsRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_shim_v1_shim_proto_rawDescGZIP(), []int{24}
+	return file_gantry_shim_v1_shim_proto_rawDescGZIP(), []int{25}
 }
 
 // StatsResponse is a cgroup sample.
@@ -1490,7 +1584,7 @@ type StatsResponse struct {
 
 func (x *StatsResponse) Reset() {
 	*x = StatsResponse{}
-	mi := &file_gantry_shim_v1_shim_proto_msgTypes[25]
+	mi := &file_gantry_shim_v1_shim_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1502,7 +1596,7 @@ func (x *StatsResponse) String() string {
 func (*StatsResponse) ProtoMessage() {}
 
 func (x *StatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_shim_v1_shim_proto_msgTypes[25]
+	mi := &file_gantry_shim_v1_shim_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1515,7 +1609,7 @@ func (x *StatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsResponse.ProtoReflect.Descriptor instead.
 func (*StatsResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_shim_v1_shim_proto_rawDescGZIP(), []int{25}
+	return file_gantry_shim_v1_shim_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *StatsResponse) GetCpuUsageUsec() uint64 {
@@ -1550,7 +1644,7 @@ type ResizeRequest struct {
 
 func (x *ResizeRequest) Reset() {
 	*x = ResizeRequest{}
-	mi := &file_gantry_shim_v1_shim_proto_msgTypes[26]
+	mi := &file_gantry_shim_v1_shim_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1562,7 +1656,7 @@ func (x *ResizeRequest) String() string {
 func (*ResizeRequest) ProtoMessage() {}
 
 func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_shim_v1_shim_proto_msgTypes[26]
+	mi := &file_gantry_shim_v1_shim_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1575,7 +1669,7 @@ func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_shim_v1_shim_proto_rawDescGZIP(), []int{26}
+	return file_gantry_shim_v1_shim_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ResizeRequest) GetProcess() string {
@@ -1601,7 +1695,7 @@ type ResizeResponse struct {
 
 func (x *ResizeResponse) Reset() {
 	*x = ResizeResponse{}
-	mi := &file_gantry_shim_v1_shim_proto_msgTypes[27]
+	mi := &file_gantry_shim_v1_shim_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1613,7 +1707,7 @@ func (x *ResizeResponse) String() string {
 func (*ResizeResponse) ProtoMessage() {}
 
 func (x *ResizeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_shim_v1_shim_proto_msgTypes[27]
+	mi := &file_gantry_shim_v1_shim_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1626,7 +1720,7 @@ func (x *ResizeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeResponse.ProtoReflect.Descriptor instead.
 func (*ResizeResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_shim_v1_shim_proto_rawDescGZIP(), []int{27}
+	return file_gantry_shim_v1_shim_proto_rawDescGZIP(), []int{28}
 }
 
 // DeleteRequest names a process.
@@ -1639,7 +1733,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_gantry_shim_v1_shim_proto_msgTypes[28]
+	mi := &file_gantry_shim_v1_shim_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1651,7 +1745,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_shim_v1_shim_proto_msgTypes[28]
+	mi := &file_gantry_shim_v1_shim_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1664,7 +1758,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_shim_v1_shim_proto_rawDescGZIP(), []int{28}
+	return file_gantry_shim_v1_shim_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *DeleteRequest) GetProcess() string {
@@ -1684,7 +1778,7 @@ type DeleteResponse struct {
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_gantry_shim_v1_shim_proto_msgTypes[29]
+	mi := &file_gantry_shim_v1_shim_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1696,7 +1790,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_shim_v1_shim_proto_msgTypes[29]
+	mi := &file_gantry_shim_v1_shim_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1709,7 +1803,7 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_shim_v1_shim_proto_rawDescGZIP(), []int{29}
+	return file_gantry_shim_v1_shim_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *DeleteResponse) GetExit() *v1.Exit {
@@ -1728,7 +1822,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_gantry_shim_v1_shim_proto_msgTypes[30]
+	mi := &file_gantry_shim_v1_shim_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1740,7 +1834,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_shim_v1_shim_proto_msgTypes[30]
+	mi := &file_gantry_shim_v1_shim_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1753,7 +1847,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_gantry_shim_v1_shim_proto_rawDescGZIP(), []int{30}
+	return file_gantry_shim_v1_shim_proto_rawDescGZIP(), []int{31}
 }
 
 // ShutdownResponse is empty.
@@ -1765,7 +1859,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_gantry_shim_v1_shim_proto_msgTypes[31]
+	mi := &file_gantry_shim_v1_shim_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1777,7 +1871,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_gantry_shim_v1_shim_proto_msgTypes[31]
+	mi := &file_gantry_shim_v1_shim_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1790,14 +1884,14 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_gantry_shim_v1_shim_proto_rawDescGZIP(), []int{31}
+	return file_gantry_shim_v1_shim_proto_rawDescGZIP(), []int{32}
 }
 
 var File_gantry_shim_v1_shim_proto protoreflect.FileDescriptor
 
 const file_gantry_shim_v1_shim_proto_rawDesc = "" +
 	"\n" +
-	"\x19gantry/shim/v1/shim.proto\x12\x0egantry.shim.v1\x1a\x1bgantry/types/v1/types.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe5\x04\n" +
+	"\x19gantry/shim/v1/shim.proto\x12\x0egantry.shim.v1\x1a\x1bgantry/types/v1/types.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xae\x05\n" +
 	"\x04Boot\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\rR\bprotocol\x12!\n" +
 	"\fcontainer_id\x18\x02 \x01(\tR\vcontainerId\x12\x1b\n" +
@@ -1819,9 +1913,16 @@ const file_gantry_shim_v1_shim_proto_rawDesc = "" +
 	"\x03run\x18\x0f \x01(\x04R\x03run\x12\x14\n" +
 	"\x05netns\x18\x10 \x01(\tR\x05netns\x12\x1a\n" +
 	"\binstance\x18\x11 \x01(\tR\binstance\x12\x16\n" +
-	"\x06create\x18\x12 \x01(\bR\x06create\x12!\n" +
+	"\x06create\x18\x12 \x01(\bR\x06create\x12*\n" +
+	"\x05joins\x18\x13 \x03(\v2\x14.gantry.shim.v1.JoinR\x05joins\x12\x1b\n" +
+	"\tshm_bytes\x18\x14 \x01(\x03R\bshmBytes\x12!\n" +
 	"\fruntime_name\x18\x18 \x01(\tR\vruntimeName\x12!\n" +
-	"\fruntime_args\x18\x19 \x03(\tR\vruntimeArgs\"c\n" +
+	"\fruntime_args\x18\x19 \x03(\tR\vruntimeArgs\"n\n" +
+	"\x04Join\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x1c\n" +
+	"\tcontainer\x18\x02 \x01(\tR\tcontainer\x12\x10\n" +
+	"\x03pid\x18\x03 \x01(\rR\x03pid\x12\x18\n" +
+	"\astarted\x18\x04 \x01(\x04R\astarted\"c\n" +
 	"\aRestart\x12\x1d\n" +
 	"\n" +
 	"on_failure\x18\x01 \x01(\bR\tonFailure\x12\x16\n" +
@@ -1882,9 +1983,10 @@ const file_gantry_shim_v1_shim_proto_rawDesc = "" +
 	"\fPauseRequest\"\x0f\n" +
 	"\rPauseResponse\"\x0f\n" +
 	"\rResumeRequest\"\x10\n" +
-	"\x0eResumeResponse\"-\n" +
+	"\x0eResumeResponse\"`\n" +
 	"\rUpdateRequest\x12\x1c\n" +
-	"\tresources\x18\x01 \x01(\fR\tresources\"\x10\n" +
+	"\tresources\x18\x01 \x01(\fR\tresources\x121\n" +
+	"\arestart\x18\x02 \x01(\v2\x17.gantry.shim.v1.RestartR\arestart\"\x10\n" +
 	"\x0eUpdateResponse\"\x0e\n" +
 	"\fStatsRequest\"l\n" +
 	"\rStatsResponse\x12$\n" +
@@ -1939,89 +2041,92 @@ func file_gantry_shim_v1_shim_proto_rawDescGZIP() []byte {
 }
 
 var file_gantry_shim_v1_shim_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_gantry_shim_v1_shim_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_gantry_shim_v1_shim_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_gantry_shim_v1_shim_proto_goTypes = []any{
 	(Phase)(0),                    // 0: gantry.shim.v1.Phase
 	(*Boot)(nil),                  // 1: gantry.shim.v1.Boot
-	(*Restart)(nil),               // 2: gantry.shim.v1.Restart
-	(*LogSink)(nil),               // 3: gantry.shim.v1.LogSink
-	(*Booted)(nil),                // 4: gantry.shim.v1.Booted
-	(*HelloRequest)(nil),          // 5: gantry.shim.v1.HelloRequest
-	(*HelloResponse)(nil),         // 6: gantry.shim.v1.HelloResponse
-	(*CreateRequest)(nil),         // 7: gantry.shim.v1.CreateRequest
-	(*CreateResponse)(nil),        // 8: gantry.shim.v1.CreateResponse
-	(*StartRequest)(nil),          // 9: gantry.shim.v1.StartRequest
-	(*StartResponse)(nil),         // 10: gantry.shim.v1.StartResponse
-	(*ExecRequest)(nil),           // 11: gantry.shim.v1.ExecRequest
-	(*ExecResponse)(nil),          // 12: gantry.shim.v1.ExecResponse
-	(*StateRequest)(nil),          // 13: gantry.shim.v1.StateRequest
-	(*StateResponse)(nil),         // 14: gantry.shim.v1.StateResponse
-	(*WaitRequest)(nil),           // 15: gantry.shim.v1.WaitRequest
-	(*WaitResponse)(nil),          // 16: gantry.shim.v1.WaitResponse
-	(*KillRequest)(nil),           // 17: gantry.shim.v1.KillRequest
-	(*KillResponse)(nil),          // 18: gantry.shim.v1.KillResponse
-	(*PauseRequest)(nil),          // 19: gantry.shim.v1.PauseRequest
-	(*PauseResponse)(nil),         // 20: gantry.shim.v1.PauseResponse
-	(*ResumeRequest)(nil),         // 21: gantry.shim.v1.ResumeRequest
-	(*ResumeResponse)(nil),        // 22: gantry.shim.v1.ResumeResponse
-	(*UpdateRequest)(nil),         // 23: gantry.shim.v1.UpdateRequest
-	(*UpdateResponse)(nil),        // 24: gantry.shim.v1.UpdateResponse
-	(*StatsRequest)(nil),          // 25: gantry.shim.v1.StatsRequest
-	(*StatsResponse)(nil),         // 26: gantry.shim.v1.StatsResponse
-	(*ResizeRequest)(nil),         // 27: gantry.shim.v1.ResizeRequest
-	(*ResizeResponse)(nil),        // 28: gantry.shim.v1.ResizeResponse
-	(*DeleteRequest)(nil),         // 29: gantry.shim.v1.DeleteRequest
-	(*DeleteResponse)(nil),        // 30: gantry.shim.v1.DeleteResponse
-	(*ShutdownRequest)(nil),       // 31: gantry.shim.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),      // 32: gantry.shim.v1.ShutdownResponse
-	(*v1.Mount)(nil),              // 33: gantry.types.v1.Mount
-	(*timestamppb.Timestamp)(nil), // 34: google.protobuf.Timestamp
-	(*v1.Exit)(nil),               // 35: gantry.types.v1.Exit
-	(*v1.TerminalSize)(nil),       // 36: gantry.types.v1.TerminalSize
+	(*Join)(nil),                  // 2: gantry.shim.v1.Join
+	(*Restart)(nil),               // 3: gantry.shim.v1.Restart
+	(*LogSink)(nil),               // 4: gantry.shim.v1.LogSink
+	(*Booted)(nil),                // 5: gantry.shim.v1.Booted
+	(*HelloRequest)(nil),          // 6: gantry.shim.v1.HelloRequest
+	(*HelloResponse)(nil),         // 7: gantry.shim.v1.HelloResponse
+	(*CreateRequest)(nil),         // 8: gantry.shim.v1.CreateRequest
+	(*CreateResponse)(nil),        // 9: gantry.shim.v1.CreateResponse
+	(*StartRequest)(nil),          // 10: gantry.shim.v1.StartRequest
+	(*StartResponse)(nil),         // 11: gantry.shim.v1.StartResponse
+	(*ExecRequest)(nil),           // 12: gantry.shim.v1.ExecRequest
+	(*ExecResponse)(nil),          // 13: gantry.shim.v1.ExecResponse
+	(*StateRequest)(nil),          // 14: gantry.shim.v1.StateRequest
+	(*StateResponse)(nil),         // 15: gantry.shim.v1.StateResponse
+	(*WaitRequest)(nil),           // 16: gantry.shim.v1.WaitRequest
+	(*WaitResponse)(nil),          // 17: gantry.shim.v1.WaitResponse
+	(*KillRequest)(nil),           // 18: gantry.shim.v1.KillRequest
+	(*KillResponse)(nil),          // 19: gantry.shim.v1.KillResponse
+	(*PauseRequest)(nil),          // 20: gantry.shim.v1.PauseRequest
+	(*PauseResponse)(nil),         // 21: gantry.shim.v1.PauseResponse
+	(*ResumeRequest)(nil),         // 22: gantry.shim.v1.ResumeRequest
+	(*ResumeResponse)(nil),        // 23: gantry.shim.v1.ResumeResponse
+	(*UpdateRequest)(nil),         // 24: gantry.shim.v1.UpdateRequest
+	(*UpdateResponse)(nil),        // 25: gantry.shim.v1.UpdateResponse
+	(*StatsRequest)(nil),          // 26: gantry.shim.v1.StatsRequest
+	(*StatsResponse)(nil),         // 27: gantry.shim.v1.StatsResponse
+	(*ResizeRequest)(nil),         // 28: gantry.shim.v1.ResizeRequest
+	(*ResizeResponse)(nil),        // 29: gantry.shim.v1.ResizeResponse
+	(*DeleteRequest)(nil),         // 30: gantry.shim.v1.DeleteRequest
+	(*DeleteResponse)(nil),        // 31: gantry.shim.v1.DeleteResponse
+	(*ShutdownRequest)(nil),       // 32: gantry.shim.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),      // 33: gantry.shim.v1.ShutdownResponse
+	(*v1.Mount)(nil),              // 34: gantry.types.v1.Mount
+	(*timestamppb.Timestamp)(nil), // 35: google.protobuf.Timestamp
+	(*v1.Exit)(nil),               // 36: gantry.types.v1.Exit
+	(*v1.TerminalSize)(nil),       // 37: gantry.types.v1.TerminalSize
 }
 var file_gantry_shim_v1_shim_proto_depIdxs = []int32{
-	33, // 0: gantry.shim.v1.Boot.rootfs:type_name -> gantry.types.v1.Mount
-	3,  // 1: gantry.shim.v1.Boot.log:type_name -> gantry.shim.v1.LogSink
-	2,  // 2: gantry.shim.v1.Boot.restart:type_name -> gantry.shim.v1.Restart
-	0,  // 3: gantry.shim.v1.StateResponse.phase:type_name -> gantry.shim.v1.Phase
-	34, // 4: gantry.shim.v1.StateResponse.started_at:type_name -> google.protobuf.Timestamp
-	35, // 5: gantry.shim.v1.StateResponse.exit:type_name -> gantry.types.v1.Exit
-	35, // 6: gantry.shim.v1.WaitResponse.exit:type_name -> gantry.types.v1.Exit
-	36, // 7: gantry.shim.v1.ResizeRequest.size:type_name -> gantry.types.v1.TerminalSize
-	35, // 8: gantry.shim.v1.DeleteResponse.exit:type_name -> gantry.types.v1.Exit
-	5,  // 9: gantry.shim.v1.Shim.Hello:input_type -> gantry.shim.v1.HelloRequest
-	7,  // 10: gantry.shim.v1.Shim.Create:input_type -> gantry.shim.v1.CreateRequest
-	9,  // 11: gantry.shim.v1.Shim.Start:input_type -> gantry.shim.v1.StartRequest
-	11, // 12: gantry.shim.v1.Shim.Exec:input_type -> gantry.shim.v1.ExecRequest
-	13, // 13: gantry.shim.v1.Shim.State:input_type -> gantry.shim.v1.StateRequest
-	15, // 14: gantry.shim.v1.Shim.Wait:input_type -> gantry.shim.v1.WaitRequest
-	17, // 15: gantry.shim.v1.Shim.Kill:input_type -> gantry.shim.v1.KillRequest
-	19, // 16: gantry.shim.v1.Shim.Pause:input_type -> gantry.shim.v1.PauseRequest
-	21, // 17: gantry.shim.v1.Shim.Resume:input_type -> gantry.shim.v1.ResumeRequest
-	23, // 18: gantry.shim.v1.Shim.Update:input_type -> gantry.shim.v1.UpdateRequest
-	27, // 19: gantry.shim.v1.Shim.Resize:input_type -> gantry.shim.v1.ResizeRequest
-	25, // 20: gantry.shim.v1.Shim.Stats:input_type -> gantry.shim.v1.StatsRequest
-	29, // 21: gantry.shim.v1.Shim.Delete:input_type -> gantry.shim.v1.DeleteRequest
-	31, // 22: gantry.shim.v1.Shim.Shutdown:input_type -> gantry.shim.v1.ShutdownRequest
-	6,  // 23: gantry.shim.v1.Shim.Hello:output_type -> gantry.shim.v1.HelloResponse
-	8,  // 24: gantry.shim.v1.Shim.Create:output_type -> gantry.shim.v1.CreateResponse
-	10, // 25: gantry.shim.v1.Shim.Start:output_type -> gantry.shim.v1.StartResponse
-	12, // 26: gantry.shim.v1.Shim.Exec:output_type -> gantry.shim.v1.ExecResponse
-	14, // 27: gantry.shim.v1.Shim.State:output_type -> gantry.shim.v1.StateResponse
-	16, // 28: gantry.shim.v1.Shim.Wait:output_type -> gantry.shim.v1.WaitResponse
-	18, // 29: gantry.shim.v1.Shim.Kill:output_type -> gantry.shim.v1.KillResponse
-	20, // 30: gantry.shim.v1.Shim.Pause:output_type -> gantry.shim.v1.PauseResponse
-	22, // 31: gantry.shim.v1.Shim.Resume:output_type -> gantry.shim.v1.ResumeResponse
-	24, // 32: gantry.shim.v1.Shim.Update:output_type -> gantry.shim.v1.UpdateResponse
-	28, // 33: gantry.shim.v1.Shim.Resize:output_type -> gantry.shim.v1.ResizeResponse
-	26, // 34: gantry.shim.v1.Shim.Stats:output_type -> gantry.shim.v1.StatsResponse
-	30, // 35: gantry.shim.v1.Shim.Delete:output_type -> gantry.shim.v1.DeleteResponse
-	32, // 36: gantry.shim.v1.Shim.Shutdown:output_type -> gantry.shim.v1.ShutdownResponse
-	23, // [23:37] is the sub-list for method output_type
-	9,  // [9:23] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	34, // 0: gantry.shim.v1.Boot.rootfs:type_name -> gantry.types.v1.Mount
+	4,  // 1: gantry.shim.v1.Boot.log:type_name -> gantry.shim.v1.LogSink
+	3,  // 2: gantry.shim.v1.Boot.restart:type_name -> gantry.shim.v1.Restart
+	2,  // 3: gantry.shim.v1.Boot.joins:type_name -> gantry.shim.v1.Join
+	0,  // 4: gantry.shim.v1.StateResponse.phase:type_name -> gantry.shim.v1.Phase
+	35, // 5: gantry.shim.v1.StateResponse.started_at:type_name -> google.protobuf.Timestamp
+	36, // 6: gantry.shim.v1.StateResponse.exit:type_name -> gantry.types.v1.Exit
+	36, // 7: gantry.shim.v1.WaitResponse.exit:type_name -> gantry.types.v1.Exit
+	3,  // 8: gantry.shim.v1.UpdateRequest.restart:type_name -> gantry.shim.v1.Restart
+	37, // 9: gantry.shim.v1.ResizeRequest.size:type_name -> gantry.types.v1.TerminalSize
+	36, // 10: gantry.shim.v1.DeleteResponse.exit:type_name -> gantry.types.v1.Exit
+	6,  // 11: gantry.shim.v1.Shim.Hello:input_type -> gantry.shim.v1.HelloRequest
+	8,  // 12: gantry.shim.v1.Shim.Create:input_type -> gantry.shim.v1.CreateRequest
+	10, // 13: gantry.shim.v1.Shim.Start:input_type -> gantry.shim.v1.StartRequest
+	12, // 14: gantry.shim.v1.Shim.Exec:input_type -> gantry.shim.v1.ExecRequest
+	14, // 15: gantry.shim.v1.Shim.State:input_type -> gantry.shim.v1.StateRequest
+	16, // 16: gantry.shim.v1.Shim.Wait:input_type -> gantry.shim.v1.WaitRequest
+	18, // 17: gantry.shim.v1.Shim.Kill:input_type -> gantry.shim.v1.KillRequest
+	20, // 18: gantry.shim.v1.Shim.Pause:input_type -> gantry.shim.v1.PauseRequest
+	22, // 19: gantry.shim.v1.Shim.Resume:input_type -> gantry.shim.v1.ResumeRequest
+	24, // 20: gantry.shim.v1.Shim.Update:input_type -> gantry.shim.v1.UpdateRequest
+	28, // 21: gantry.shim.v1.Shim.Resize:input_type -> gantry.shim.v1.ResizeRequest
+	26, // 22: gantry.shim.v1.Shim.Stats:input_type -> gantry.shim.v1.StatsRequest
+	30, // 23: gantry.shim.v1.Shim.Delete:input_type -> gantry.shim.v1.DeleteRequest
+	32, // 24: gantry.shim.v1.Shim.Shutdown:input_type -> gantry.shim.v1.ShutdownRequest
+	7,  // 25: gantry.shim.v1.Shim.Hello:output_type -> gantry.shim.v1.HelloResponse
+	9,  // 26: gantry.shim.v1.Shim.Create:output_type -> gantry.shim.v1.CreateResponse
+	11, // 27: gantry.shim.v1.Shim.Start:output_type -> gantry.shim.v1.StartResponse
+	13, // 28: gantry.shim.v1.Shim.Exec:output_type -> gantry.shim.v1.ExecResponse
+	15, // 29: gantry.shim.v1.Shim.State:output_type -> gantry.shim.v1.StateResponse
+	17, // 30: gantry.shim.v1.Shim.Wait:output_type -> gantry.shim.v1.WaitResponse
+	19, // 31: gantry.shim.v1.Shim.Kill:output_type -> gantry.shim.v1.KillResponse
+	21, // 32: gantry.shim.v1.Shim.Pause:output_type -> gantry.shim.v1.PauseResponse
+	23, // 33: gantry.shim.v1.Shim.Resume:output_type -> gantry.shim.v1.ResumeResponse
+	25, // 34: gantry.shim.v1.Shim.Update:output_type -> gantry.shim.v1.UpdateResponse
+	29, // 35: gantry.shim.v1.Shim.Resize:output_type -> gantry.shim.v1.ResizeResponse
+	27, // 36: gantry.shim.v1.Shim.Stats:output_type -> gantry.shim.v1.StatsResponse
+	31, // 37: gantry.shim.v1.Shim.Delete:output_type -> gantry.shim.v1.DeleteResponse
+	33, // 38: gantry.shim.v1.Shim.Shutdown:output_type -> gantry.shim.v1.ShutdownResponse
+	25, // [25:39] is the sub-list for method output_type
+	11, // [11:25] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_gantry_shim_v1_shim_proto_init() }
@@ -2035,7 +2140,7 @@ func file_gantry_shim_v1_shim_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_gantry_shim_v1_shim_proto_rawDesc), len(file_gantry_shim_v1_shim_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   32,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

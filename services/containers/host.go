@@ -1,0 +1,68 @@
+package containers
+
+import (
+	"slices"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/gantryd/gantry/internal/hostdev"
+	"github.com/gantryd/gantry/internal/ocispec"
+	"github.com/gantryd/gantry/internal/seccomp"
+	containersv1 "github.com/gantryd/gantry/proto/gantry/containers/v1"
+)
+
+// ofHost fills in what a spec means on this host, now: devices may have other numbers than at Create.
+func ofHost(s *containersv1.Spec, o *ocispec.Options) (err error) {
+	if o.Devices, err = devices(s); err != nil {
+		return err
+	}
+	for _, path := range ocispec.BlockPaths(s.GetResources()) {
+		var n ocispec.Number
+		if n.Major, n.Minor, err = hostdev.Block(path); err != nil {
+			return err
+		}
+		if o.Blocks == nil {
+			o.Blocks = map[string]ocispec.Number{}
+		}
+		o.Blocks[path] = n
+	}
+	if p := s.GetSeccomp().GetProfile(); len(p) > 0 {
+		o.Seccomp, err = seccomp.Load(p, ocispec.Capabilities(s, o.Have))
+	}
+	return err
+}
+
+// devices are those that a container is given: what the user names and, if it is privileged, all
+// others of the host.
+func devices(s *containersv1.Spec) (out []ocispec.Device, err error) {
+	for _, d := range s.GetDevices() {
+		found, err := hostdev.Find(d.GetHostPath(), or(d.GetPath(), d.GetHostPath()))
+		if err != nil {
+			return nil, err
+		}
+		for _, n := range found {
+			out = append(out, ocispec.Device{LinuxDevice: n, Access: d.GetAccess()})
+		}
+	}
+	if !s.GetPrivileged() {
+		return out, nil
+	}
+	rest, err := hostdev.All()
+	if err != nil {
+		return nil, err
+	}
+	rest = slices.DeleteFunc(rest, func(n specs.LinuxDevice) bool {
+		return slices.ContainsFunc(out, func(d ocispec.Device) bool { return d.Path == n.Path })
+	})
+	for _, n := range rest {
+		out = append(out, ocispec.Device{LinuxDevice: n})
+	}
+	return out, nil
+}
+
+func or(a, b string) string {
+	if a != "" {
+		return a
+	}
+	return b
+}
