@@ -222,6 +222,13 @@ func (d *daemon) Remove(_ context.Context, r *containersv1.RemoveRequest) (*cont
 	return &containersv1.RemoveResponse{}, nil
 }
 
+func (d *daemon) Update(_ context.Context, r *containersv1.UpdateRequest) (*containersv1.UpdateResponse, error) {
+	slices.Sort(r.GetUpdateMask().Paths)
+	res := r.GetSpec().GetResources()
+	d.called("update %s %s %d %d %v", r.GetRef(), strings.Join(r.GetUpdateMask().GetPaths(), ","), res.GetMemoryBytes(), res.GetPids(), r.GetSpec().GetRestart().GetWhen())
+	return &containersv1.UpdateResponse{}, nil
+}
+
 func (d *daemon) Kill(_ context.Context, r *containersv1.KillRequest) (*containersv1.KillResponse, error) {
 	d.called("kill %.12s %s", r.GetRef(), r.GetSignal())
 	d.kills <- r.GetSignal()

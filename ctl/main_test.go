@@ -218,6 +218,18 @@ func TestSpec(t *testing.T) {
 	}
 }
 
+// TestUpdate names what it changes, and nothing else.
+func TestUpdate(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	d.expect(t, 0, "web\ndb\n", "", "update", "-m", "64m", "--restart", "always", "--pids-limit", "-1", "web", "db")
+	if code := d.gantry("container", "update", "--restart", "no", "web"); code != 0 {
+		t.Errorf("exit %d", code)
+	}
+	const words = "resources.memory_bytes,resources.pids,restart 67108864 0 WHEN_EXITED"
+	d.wasCalled(t, "update web "+words, "update db "+words, "update web restart 0 0 WHEN_UNSPECIFIED")
+}
+
 func TestUsage(t *testing.T) {
 	t.Parallel()
 	for _, args := range [][]string{
@@ -261,6 +273,11 @@ func TestUsage(t *testing.T) {
 		{"wait", "--condition", "x", "web"},
 		{"stop", "-t", "-1", "web"},
 		{"port"},
+		{"update"},
+		{"update", "web"},
+		{"update", "--memory", "much", "web"},
+		{"update", "--restart", "no:3", "web"},
+		{"update", "--read-only", "web"},
 	} {
 		d := newDaemon(t)
 		want := 2

@@ -344,6 +344,41 @@ func TestStatsAndUpdate(t *testing.T) {
 	}
 }
 
+// TestUpdatePolicy is for exits from then on, in the middle of a run and between two.
+func TestUpdatePolicy(t *testing.T) {
+	b := newBox(t, "sleep", "1000").run()
+	update := func(req *shimv1.UpdateRequest) {
+		t.Helper()
+		_, err := b.shim.Update(b.ctx(), req)
+		b.ok(err)
+	}
+	update(&shimv1.UpdateRequest{Restart: &shimv1.Restart{Always: true}})
+	for run := uint64(2); run < 6; run++ { // at last there is almost a second between two runs
+		b.kill(&shimv1.KillRequest{Signal: 9})
+		b.until(func(st *shimv1.StateResponse) bool {
+			return st.GetRun() == run-1 && st.GetPhase() == shimv1.Phase_PHASE_WAITING || st.GetRun() == run
+		})
+		if run < 5 {
+			b.until(func(st *shimv1.StateResponse) bool { return st.GetRun() == run && st.GetPhase() == running })
+		}
+	}
+	b.spec.Linux.Resources.Pids = &specs.LinuxPids{Limit: new(int64)}
+	*b.spec.Linux.Resources.Pids.Limit = 3
+	raw, err := json.Marshal(b.spec)
+	b.ok(err)
+	b.ok(os.WriteFile(b.dir.Config(), raw, 0o600))
+	update(&shimv1.UpdateRequest{Resources: []byte(`{"pids":{"limit":3}}`)}) // nothing is there to be limited
+	b.until(func(st *shimv1.StateResponse) bool { return st.GetRun() == 5 && st.GetPhase() == running })
+	if h := b.exec("full", "sh", "-c", "sleep 9 & sleep 9 & sleep 9 & wait"); h.exit.GetCode() == 0 {
+		t.Errorf("a fifth process in a group of three: %v", h.exit)
+	}
+	update(&shimv1.UpdateRequest{Restart: &shimv1.Restart{}})
+	b.kill(&shimv1.KillRequest{Signal: 9})
+	if st := b.until(phase(exited)); st.GetRun() != 5 {
+		t.Errorf("%v", st)
+	}
+}
+
 // TestLongPoll answers when something changes, and not before.
 func TestLongPoll(t *testing.T) {
 	b := newBox(t, "sleep", "1000").create()

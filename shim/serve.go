@@ -13,6 +13,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/ttrpc"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -28,7 +29,7 @@ import (
 const protocol = 1
 
 // capabilities are what this shim can do beyond the first version of the contract.
-var capabilities = []string{"restart", "pause", "update", "stats"}
+var capabilities = []string{"restart", "pause", "update", "stats", "policy"}
 
 // service is the contract over a shim.
 type service struct{ s *shim }
@@ -116,15 +117,41 @@ func (v service) Resume(ctx context.Context, _ *shimv1.ResumeRequest) (*shimv1.R
 }
 
 func (v service) Update(ctx context.Context, req *shimv1.UpdateRequest) (*shimv1.UpdateResponse, error) {
-	r, err := spec.Resources(req.GetResources())
-	if err != nil {
-		return nil, fmt.Errorf("resources: %w: %w", err, errdefs.ErrInvalidArgument)
+	if raw := req.GetResources(); len(raw) > 0 {
+		r, err := spec.Resources(raw)
+		if err != nil {
+			return nil, fmt.Errorf("resources: %w: %w", err, errdefs.ErrInvalidArgument)
+		}
+		if err := v.s.limit(ctx, r); err != nil {
+			return nil, err
+		}
 	}
-	c, err := v.s.alive()
-	if err != nil {
-		return nil, err
+	if p := req.GetRestart(); p != nil {
+		v.s.policy(p)
 	}
-	return &shimv1.UpdateResponse{}, c.Update(ctx, r)
+	return &shimv1.UpdateResponse{}, nil
+}
+
+// limit changes the bounds of the run under way. Between two runs there is nothing to change: the next
+// one reads config.json, which has the new ones.
+func (s *shim) limit(ctx context.Context, r *specs.LinuxResources) error {
+	s.op.Lock() // a run that is being made has read config.json, or has not
+	defer s.op.Unlock()
+	if s.phaseNow() == shimv1.Phase_PHASE_WAITING {
+		return nil
+	}
+	c, err := s.alive()
+	if err != nil {
+		return err
+	}
+	return c.Update(ctx, r)
+}
+
+// policy is for exits from now on.
+func (s *shim) policy(p *shimv1.Restart) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.boot.Restart = p
 }
 
 // alive returns the container, if there is something in it.

@@ -19,6 +19,7 @@ func Verbs(env *cli.Env) []*cobra.Command {
 		newKillCommand(env),
 		newPauseCommand(env),
 		newUnpauseCommand(env),
+		newUpdateCommand(env),
 		newWaitCommand(env),
 		newRemoveCommand(env),
 		newPruneCommand(env),

@@ -202,37 +202,41 @@ func (f *specFlags) logging(spec *containersv1.Spec) error {
 	return nil
 }
 
-func (f *specFlags) restarts(spec *containersv1.Spec) error {
-	name, count, hasCount := strings.Cut(f.restart, ":")
+func (f *specFlags) restarts(spec *containersv1.Spec) (err error) {
+	if spec.Restart, err = parseRestart(f.restart); err != nil {
+		return err
+	}
+	if f.remove && spec.GetRestart() != nil {
+		return cli.Usagef("--restart %s with --rm: a container cannot be both started again and removed; take one of them away", f.restart)
+	}
+	return nil
+}
+
+// parseRestart reads the value of --restart; nil means never.
+func parseRestart(word string) (*containersv1.RestartPolicy, error) {
+	name, count, hasCount := strings.Cut(word, ":")
+	if hasCount && name != "on-failure" {
+		return nil, cli.Usagef("--restart %q: only on-failure takes a count", word)
+	}
 	p := &containersv1.RestartPolicy{}
 	switch name {
 	case "", "no":
-		if hasCount {
-			return cli.Usagef("--restart %q: only on-failure takes a count", f.restart)
-		}
-		return nil
+		return nil, nil //nolint:nilnil // as documented
 	case "on-failure":
 		p.When = containersv1.RestartPolicy_WHEN_FAILED
 		if hasCount {
 			n, err := strconv.ParseUint(count, 10, 31)
 			if err != nil {
-				return cli.Usagef("--restart %q: no count; write on-failure:5", f.restart)
+				return nil, cli.Usagef("--restart %q: no count; write on-failure:5", word)
 			}
 			p.MaxAttempts = uint32(n)
 		}
 	case "always", "unless-stopped":
-		if hasCount {
-			return cli.Usagef("--restart %q: only on-failure takes a count", f.restart)
-		}
 		p.When = containersv1.RestartPolicy_WHEN_EXITED
 	default:
-		return cli.Usagef("--restart %q: no, on-failure[:N], always and unless-stopped are known", f.restart)
+		return nil, cli.Usagef("--restart %q: no, on-failure[:N], always and unless-stopped are known", word)
 	}
-	if f.remove {
-		return cli.Usagef("--restart %s with --rm: a container cannot be both started again and removed; take one of them away", f.restart)
-	}
-	spec.Restart = p
-	return nil
+	return p, nil
 }
 
 func (f *specFlags) limits(spec *containersv1.Spec) error {

@@ -3,7 +3,7 @@
 //	server.go      gRPC in, gRPC out
 //	containers.go  what it needs, and the verbs that read
 //	create.go      a record and a root filesystem
-//	verbs.go       the verbs that change what is wanted
+//	verbs.go       the verbs that change what is wanted; update.go the spec
 //	keeper.go      one goroutine per container: from what is to what should be
 //	next.go        the decision, pure
 //	launch.go      from a record to a process; host.go what of the host it is given, join.go what of others
@@ -187,6 +187,7 @@ func New(cfg Config, p Parts) *Service {
 	p.DB.OnUndo(kindContainer, s.undoContainer)
 	p.DB.OnUndo(kindShim, s.undoShim)
 	p.DB.OnUndo(kindNetNS, s.undoNetNS)
+	p.DB.OnUndo(kindLimits, s.undoLimits)
 	s.work.Go(s.tidy)
 	return s
 }

@@ -102,6 +102,12 @@ func TestCrash(t *testing.T) {
 			shim.ends(3)
 			w.eventually(c.GetMeta().GetId(), gone)
 		},
+		"an update": func(w *world) {
+			c, _ := w.run("web", &containersv1.Spec{Resources: &containersv1.Resources{Pids: 5}})
+			if _, err := w.Update(t.Context(), c.GetMeta().GetId(), &containersv1.Spec{Resources: &containersv1.Resources{Pids: 9}}, []string{"resources.pids"}, 0); err != nil {
+				w.t.Error(err)
+			}
+		},
 		"a start that fails": func(w *world) {
 			w.shims.onSpawn = func(s *fakeShim) { s.fail["start"] = fmt.Errorf("exec: no") }
 			c := w.create("bad", nil)

@@ -11,6 +11,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"sync"
 	"testing"
@@ -21,6 +22,7 @@ import (
 
 	"github.com/gantryd/gantry/internal/bundle"
 	"github.com/gantryd/gantry/internal/meta"
+	"github.com/gantryd/gantry/internal/ocispec"
 	"github.com/gantryd/gantry/internal/supervise"
 	containersv1 "github.com/gantryd/gantry/proto/gantry/containers/v1"
 	imagesv1 "github.com/gantryd/gantry/proto/gantry/images/v1"
@@ -191,6 +193,11 @@ func (w *world) clean() {
 	}
 	for id := range w.snaps.all() {
 		alone[id] = records[id] == nil
+	}
+	for _, c := range records {
+		if is := ocispec.Resources(c.GetSpec().GetResources(), nil); alive(c) && !reflect.DeepEqual(is.Pids, w.config(c).Linux.Resources.Pids) {
+			w.t.Errorf("%s: its shim starts it with other limits than its record has: %+v", c.GetMeta().GetName(), w.config(c).Linux.Resources.Pids)
+		}
 	}
 	for id := range records {
 		if _, ok := w.snaps.all()[id]; !ok {
@@ -586,6 +593,7 @@ type fakeShim struct {
 	hung     bool // SIGSTOP: it answers nobody
 	execs    map[string]*fakeProcess
 	deleted  []string
+	updates  []*shimv1.UpdateRequest
 	instant  bool // the process ends as soon as it starts
 	warnings []string
 	fatal    bool // and the shim with it
@@ -705,7 +713,7 @@ func (s *fakeShim) Hello(ctx context.Context, _ *shimv1.HelloRequest) (*shimv1.H
 		<-ctx.Done()
 		return nil, context.Cause(ctx)
 	}
-	return &shimv1.HelloResponse{}, s.err("hello")
+	return &shimv1.HelloResponse{Capabilities: []string{changesPolicy}}, s.err("hello")
 }
 
 func (s *fakeShim) Create(context.Context, *shimv1.CreateRequest) (*shimv1.CreateResponse, error) {
@@ -838,8 +846,12 @@ func (s *fakeShim) Resume(context.Context, *shimv1.ResumeRequest) (*shimv1.Resum
 	return &shimv1.ResumeResponse{}, s.err("resume")
 }
 
-func (s *fakeShim) Update(context.Context, *shimv1.UpdateRequest) (*shimv1.UpdateResponse, error) {
-	return &shimv1.UpdateResponse{}, nil
+func (s *fakeShim) Update(_ context.Context, r *shimv1.UpdateRequest) (*shimv1.UpdateResponse, error) {
+	err := s.err("update")
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.updates = append(s.updates, r)
+	return &shimv1.UpdateResponse{}, err
 }
 
 func (s *fakeShim) Resize(context.Context, *shimv1.ResizeRequest) (*shimv1.ResizeResponse, error) {

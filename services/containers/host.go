@@ -16,20 +16,26 @@ func ofHost(s *containersv1.Spec, o *ocispec.Options) (err error) {
 	if o.Devices, err = devices(s); err != nil {
 		return err
 	}
-	for _, path := range ocispec.BlockPaths(s.GetResources()) {
-		var n ocispec.Number
-		if n.Major, n.Minor, err = hostdev.Block(path); err != nil {
-			return err
-		}
-		if o.Blocks == nil {
-			o.Blocks = map[string]ocispec.Number{}
-		}
-		o.Blocks[path] = n
+	if o.Blocks, err = blocks(s.GetResources()); err != nil {
+		return err
 	}
 	if p := s.GetSeccomp().GetProfile(); len(p) > 0 {
 		o.Seccomp, err = seccomp.Load(p, ocispec.Capabilities(s, o.Have))
 	}
 	return err
+}
+
+// blocks are the numbers of the block devices that r names.
+func blocks(r *containersv1.Resources) (map[string]ocispec.Number, error) {
+	all := map[string]ocispec.Number{}
+	for _, path := range ocispec.BlockPaths(r) {
+		major, minor, err := hostdev.Block(path)
+		if err != nil {
+			return nil, err
+		}
+		all[path] = ocispec.Number{Major: major, Minor: minor}
+	}
+	return all, nil
 }
 
 // devices are those that a container is given: what the user names and, if it is privileged, all

@@ -324,20 +324,13 @@ func (l *launch) message(ctx context.Context, rootfs []*typesv1.Mount) (_ *shimv
 	b := &shimv1.Boot{
 		Protocol: protocol, ContainerId: id, StateDir: l.s.state(id).State, Dir: l.s.dir(id), Rootfs: rootfs,
 		DaemonVersion: l.s.Version, Instance: l.s.Instance, Netns: l.netns, Run: run,
-		Joins: l.joins, User: ocispec.User(l.c), Init: spec.GetInit(), OpenStdin: spec.GetOpenStdin(), StdinOnce: spec.GetStdinOnce(), Create: true,
+		Joins: l.joins, User: ocispec.User(l.c), Restart: restart(spec.GetRestart()), Init: spec.GetInit(), OpenStdin: spec.GetOpenStdin(), StdinOnce: spec.GetStdinOnce(), Create: true,
 		Log: &shimv1.LogSink{Path: l.s.state(id).Log(), MaxBytes: spec.GetLog().GetMaxBytes(), MaxFiles: spec.GetLog().GetMaxFiles()},
 	}
 	if l.shares() {
 		b.ShmBytes = ocispec.ShmBytes(spec)
 	}
 	l.s.bound(b.GetLog())
-	switch p := spec.GetRestart(); p.GetWhen() {
-	case containersv1.RestartPolicy_WHEN_FAILED:
-		b.Restart = &shimv1.Restart{OnFailure: true, MaxAttempts: p.GetMaxAttempts()}
-	case containersv1.RestartPolicy_WHEN_EXITED:
-		b.Restart = &shimv1.Restart{Always: true, MaxAttempts: p.GetMaxAttempts()}
-	case containersv1.RestartPolicy_WHEN_UNSPECIFIED:
-	}
 	if l.runtime.Path != "" {
 		b.Runtime, b.RuntimeName, b.RuntimeArgs = l.runtime.Path, l.runtime.Name, l.runtime.Args
 		return b, nil

@@ -20,7 +20,9 @@ func TestRuntime(t *testing.T) {
 	known := []admit.Program{{Name: "mine", Path: "/bin/sh", Args: []string{"--debug"}}}
 	w.Runtimes = func() []admit.Program { return known }
 	w.Seccomp = func(context.Context, []string) (string, error) { return "/the/filter", nil }
-	w.SeccompProfile = func([]string) (*specs.LinuxSeccomp, error) { return &specs.LinuxSeccomp{DefaultAction: "SCMP_ACT_TRAP"}, nil }
+	w.SeccompProfile = func([]string) (*specs.LinuxSeccomp, error) {
+		return &specs.LinuxSeccomp{DefaultAction: "SCMP_ACT_TRAP"}, nil
+	}
 	for name, want := range map[string]struct{ path, filter, profile string }{
 		"native": {"", "/the/filter", ""},
 		"mine":   {"/bin/sh", "", "SCMP_ACT_TRAP"},

@@ -53,6 +53,14 @@ func (v *server) List(r *containersv1.ListRequest, out grpc.ServerStreamingServe
 	return nil
 }
 
+func (v *server) Update(ctx context.Context, r *containersv1.UpdateRequest) (*containersv1.UpdateResponse, error) {
+	c, err := v.s.Update(ctx, r.GetRef(), r.GetSpec(), r.GetUpdateMask().GetPaths(), r.GetRevision())
+	if err != nil {
+		return nil, err
+	}
+	return &containersv1.UpdateResponse{Container: c}, nil
+}
+
 func (v *server) Remove(ctx context.Context, r *containersv1.RemoveRequest) (*containersv1.RemoveResponse, error) {
 	if err := v.s.Remove(ctx, r.GetRef(), r.GetForce(), r.GetVolumes()); err != nil {
 		return nil, err

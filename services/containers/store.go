@@ -21,6 +21,7 @@ const (
 	kindImage     = "image"
 	kindShim      = "shim"
 	kindNetNS     = "netns"
+	kindLimits    = "limits" // what a run, and its shim, were told of bounds and restarts
 )
 
 // names is the names of containers.

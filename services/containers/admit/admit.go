@@ -44,8 +44,9 @@ func Check(name string, labels map[string]string, spec *containersv1.Spec, runti
 		return invalid("name %q: use up to 128 letters, digits, '_', '.' and '-', beginning with a letter or digit", name)
 	case proto.Size(spec) > maxSpec:
 		return invalid("the description has %d bytes, at most %d are allowed", proto.Size(spec), maxSpec)
-	case spec.GetRemoveOnExit() && spec.GetRestart().GetWhen() != containersv1.RestartPolicy_WHEN_UNSPECIFIED:
-		return invalid("it cannot be both started again and removed when it exits: take one away")
+	}
+	if err := checkRestart(spec); err != nil {
+		return err
 	}
 	size := 0
 	for k, v := range labels {
@@ -87,6 +88,24 @@ func checkLog(l *containersv1.LogOptions) error {
 		return invalid("a log file of %d bytes: it has %d or more (max-size=4k), or no limit (max-size=-1)", l.GetMaxBytes(), leastLog)
 	case l.GetMaxFiles() > mostLogs:
 		return invalid("a log of %d files: %d are the most", l.GetMaxFiles(), mostLogs)
+	}
+	return nil
+}
+
+// Changed is Check for what of a spec can be changed later.
+func Changed(spec *containersv1.Spec) error {
+	if err := checkRestart(spec); err != nil {
+		return err
+	}
+	if err := ocispec.Check(spec, runtime.NumCPU()); err != nil {
+		return err
+	}
+	return thisHost().resources(spec.GetResources())
+}
+
+func checkRestart(spec *containersv1.Spec) error {
+	if spec.GetRemoveOnExit() && spec.GetRestart().GetWhen() != containersv1.RestartPolicy_WHEN_UNSPECIFIED {
+		return invalid("it cannot be both started again and removed when it exits: take one away")
 	}
 	return nil
 }
