@@ -17,6 +17,8 @@ import (
 
 	"github.com/docker/go-units"
 	"github.com/pelletier/go-toml/v2"
+
+	"github.com/gantryd/gantry/internal/cdi"
 )
 
 // The defaults of where things are.
@@ -34,6 +36,7 @@ type config struct {
 	LogLevel    string                    `toml:"log_level"`
 	Snapshotter string                    `toml:"snapshotter"`
 	Slots       int                       `toml:"slots"` // shims started ahead
+	CDI         []string                  `toml:"cdi_dirs"`
 	TLS         tlsConfig                 `toml:"tls"`
 	Registries  map[string]registryConfig `toml:"registries"`
 	Limits      limitsConfig              `toml:"limits"`
@@ -93,7 +96,7 @@ type programsConfig struct {
 
 func defaults() *config {
 	return &config{
-		Root: defaultRoot, State: defaultState, LogLevel: "info", Snapshotter: "overlay", Slots: 2,
+		Root: defaultRoot, State: defaultState, LogLevel: "info", Snapshotter: "overlay", Slots: 2, CDI: cdi.Usual(),
 		Limits: limitsConfig{Downloads: 4, PluginCalls: 128, LogMaxSize: "10m", LogMaxFiles: 3},
 	}
 }
@@ -145,6 +148,11 @@ var (
 func (c *config) check() error {
 	var errs []error
 	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	for _, dir := range c.CDI {
+		if !filepath.IsAbs(dir) {
+			bad("cdi_dirs %q: write an absolute path", dir)
+		}
+	}
 	for name, dir := range map[string]string{"root": c.Root, "state": c.State} {
 		if !filepath.IsAbs(dir) || strings.ContainsAny(dir, ":,\\\n") {
 			bad("%s %q: write an absolute path without colon, comma, backslash or newline (overlayfs could not name what is below it)", name, dir)

@@ -32,6 +32,7 @@ func TestConfigErrors(t *testing.T) {
 		{"[registries.\"http://x/\"]\n", "host:port"},
 		{"[network]\nbridge = \"a very long name for a bridge\"\n", "no name for a link"},
 		{"[network]\nsubnet = \"10.0.0.0\"\n", "no subnet"},
+		{"cdi_dirs = [\"cdi\"]\n", "cdi_dirs \"cdi\""},
 		{"[network]\nmtu = 12\n", "between 68 and 65535"},
 		{"[runtimes.native]\npath = \"/bin/x\"\n", "runtimes.native: the native runtime is no program"},
 		{"[runtimes.\"a b\"]\npath = \"/bin/x\"\n", "no name for a runtime"},

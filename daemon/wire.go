@@ -178,7 +178,7 @@ func (h *house) newContainers() (*containers.Service, error) {
 	}
 	return containers.New(containers.Config{
 		Root: c.Root, State: c.State, Instance: c.instance(), Version: version, Snapshotter: c.Snapshotter,
-		LogLimits: h.logLimits, Runtimes: h.runtimes, Capabilities: caps,
+		LogLimits: h.logLimits, Runtimes: h.runtimes, Capabilities: caps, CDI: c.CDI,
 		Seccomp:        func(_ context.Context, caps []string) (string, error) { return seccomp.File(filters, caps) },
 		SeccompProfile: seccomp.DefaultProfile,
 	}, containers.Parts{

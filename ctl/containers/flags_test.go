@@ -49,6 +49,7 @@ func TestFlags(t *testing.T) {
 		"--security-opt label=disable":                `selinux: "disable"`,
 		"--security-opt label:type:svirt_t":           `selinux: "type:svirt_t"`,
 		"--security-opt systempaths=unconfined":       `unmask: true`,
+		"--device a.com/b=c":                          `devices { cdi: "a.com/b=c" }`,
 		"--device /dev/fuse":                          `devices { host_path: "/dev/fuse" }`,
 		"--device /dev/sda:/dev/xvda":                 `devices { host_path: "/dev/sda" path: "/dev/xvda" }`,
 		"--device /dev/sda:r":                         `devices { host_path: "/dev/sda" access: "r" }`,
@@ -100,6 +101,18 @@ func TestFlags(t *testing.T) {
 			t.Errorf("%s:\n got %v\nwant %v", words, got, spec)
 		}
 	}
+	for gpus, want := range map[string]string{
+		"all": "all", "2": "0 1", "device=1": "1", `"device=0,GPU-3a"`: "0 GPU-3a", "count=1,capabilities=gpu": "0", `"device=7",driver=nvidia`: "7", "capabilities=gpu": "0", "-1": "all",
+	} {
+		spec, err := parsed("--gpus", gpus)
+		var names []string
+		for _, d := range spec.GetDevices() {
+			names = append(names, strings.TrimPrefix(d.GetCdi(), "nvidia.com/gpu="))
+		}
+		if err != nil || strings.Join(names, " ") != want {
+			t.Errorf("--gpus %s: %v, %v", gpus, names, err)
+		}
+	}
 	rule, err := parsed("--device-cgroup-rule", "c 189:* rwm")
 	if err != nil || rule.GetDeviceRules()[0] != "c 189:* rwm" {
 		t.Errorf("%v, %v", rule, err)
@@ -121,6 +134,11 @@ func TestFlagsRefused(t *testing.T) {
 		"--security-opt seccomp=" + empty:          "is empty",
 		"--security-opt systempaths=all":           "systempaths=unconfined",
 		"--security-opt no-new-privileges=perhaps": "no-new-privileges=false",
+		"--device a=b":                             "vendor.com/class=name",
+		"--gpus many":                              "no number of GPUs",
+		"--gpus driver=amd":                        "--device vendor.com/class=name",
+		"--gpus 1,device=0":                        "contradict",
+		"--gpus colour=red":                        "is not known",
 		"--device fuse":                            "no absolute path",
 		"--device /dev/a:/dev/b:rwx":               "neither a path nor some of r, w and m",
 		"--device /dev/a:b:rw":                     "no absolute path in the container",
@@ -160,7 +178,7 @@ func TestFlagsRefused(t *testing.T) {
 func TestHostConfig(t *testing.T) {
 	t.Parallel()
 	spec, err := parsed("--privileged", "--cap-add", "SYS_TIME", "--security-opt", "seccomp=unconfined", "--security-opt", "apparmor=unconfined",
-		"--device", "/dev/fuse:/dev/f:r", "--device-cgroup-rule", "c 1:3 r", "--group-add", "44", "--oom-score-adj", "5", "--ulimit", "core=-1",
+		"--device", "/dev/fuse:/dev/f:r", "--gpus", "all", "--device-cgroup-rule", "c 1:3 r", "--group-add", "44", "--oom-score-adj", "5", "--ulimit", "core=-1",
 		"--sysctl", "net.core.somaxconn=7", "--pid", "container:web", "--ipc", "host", "--uts", "host", "--cgroupns", "host", "--userns", "host",
 		"--cgroup-parent", "/batch", "--tmpfs", "/run:size=1m", "-m", "64m", "-c", "5", "--cpuset-cpus", "0", "--blkio-weight", "10",
 		"--device-read-bps", "/dev/sda:1mb", "--network", "container:web", "--memory-swappiness", "3")
@@ -175,7 +193,7 @@ func TestHostConfig(t *testing.T) {
 	}
 	for _, want := range []string{
 		`"Privileged":true`, `"CapAdd":["SYS_TIME"]`, `"CapDrop":[]`, `"SecurityOpt":["seccomp=unconfined","apparmor=unconfined"]`,
-		`"Devices":[{"PathOnHost":"/dev/fuse","PathInContainer":"/dev/f","CgroupPermissions":"r"}]`, `"DeviceCgroupRules":["c 1:3 r"]`,
+		`"Devices":[{"PathOnHost":"/dev/fuse","PathInContainer":"/dev/f","CgroupPermissions":"r"}]`, `"DeviceCgroupRules":["c 1:3 r"]`, `"DeviceRequests":[{"Driver":"cdi","DeviceIDs":["nvidia.com/gpu=all"]}]`,
 		`"GroupAdd":["44"]`, `"OomScoreAdj":5`, `"Ulimits":[{"Name":"core","Hard":-1,"Soft":-1}]`, `"Sysctls":{"net.core.somaxconn":"7"}`,
 		`"PidMode":"container:abc"`, `"IpcMode":"host"`, `"UTSMode":"host"`, `"CgroupnsMode":"host"`, `"UsernsMode":"host"`, `"CgroupParent":"/batch"`,
 		`"Tmpfs":{"/run":"size=1m"}`, `"MaskedPaths":[]`, `"Memory":67108864,"MemorySwap":134217728`, `"MemorySwappiness":3`, `"CpuShares":5`,

@@ -29,6 +29,7 @@ type inspectHostConfig struct {
 	MaskedPaths, ReadonlyPaths                *[]string `json:",omitempty"` // empty lists: nothing is hidden or protected
 	Devices                                   []inspectDevice
 	DeviceCgroupRules                         []string
+	DeviceRequests                            []inspectRequest
 	Ulimits                                   []inspectUlimit
 	OomScoreAdj                               int32
 	OomKillDisable                            bool
@@ -55,6 +56,12 @@ type inspectLog struct {
 }
 
 type inspectDevice struct{ PathOnHost, PathInContainer, CgroupPermissions string }
+
+// inspectRequest is devices by names of the Container Device Interface.
+type inspectRequest struct {
+	Driver    string
+	DeviceIDs []string
+}
 
 type inspectUlimit struct {
 	Name       string
@@ -191,7 +198,12 @@ func (h *inspectHostConfig) security(spec *containersv1.Spec) {
 		h.MaskedPaths, h.ReadonlyPaths = &[]string{}, &[]string{}
 	}
 	h.Devices, h.DeviceCgroupRules = []inspectDevice{}, list0(spec.GetDeviceRules())
+	h.DeviceRequests = []inspectRequest{}
 	for _, d := range spec.GetDevices() {
+		if d.GetCdi() != "" {
+			h.DeviceRequests = append(h.DeviceRequests, inspectRequest{Driver: "cdi", DeviceIDs: []string{d.GetCdi()}})
+			continue
+		}
 		h.Devices = append(h.Devices, inspectDevice{d.GetHostPath(), or(d.GetPath(), d.GetHostPath()), or(d.GetAccess(), "rwm")})
 	}
 }

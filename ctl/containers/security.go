@@ -14,6 +14,7 @@ import (
 // securityFlags is what confines the processes, and what they are let out to.
 type securityFlags struct {
 	privileged                                             bool
+	gpus                                                   string
 	capAdd, capDrop, options, devices, deviceRules, groups []string
 	oomScoreAdj                                            int
 }
@@ -23,7 +24,8 @@ func (f *securityFlags) add(fs *pflag.FlagSet) {
 	fs.StringArrayVar(&f.capAdd, "cap-add", nil, "add a capability: NET_ADMIN, ALL")
 	fs.StringArrayVar(&f.capDrop, "cap-drop", nil, "drop a capability: NET_RAW, ALL")
 	fs.StringArrayVar(&f.options, "security-opt", nil, "no-new-privileges, seccomp=FILE|unconfined, apparmor=PROFILE, label=disable, systempaths=unconfined")
-	fs.StringArrayVar(&f.devices, "device", nil, "give it a device of the host: /dev/sda[:/dev/xvda][:rwm]")
+	fs.StringArrayVar(&f.devices, "device", nil, "give it a device of the host: /dev/sda[:/dev/xvda][:rwm], or vendor.com/class=name")
+	fs.StringVar(&f.gpus, "gpus", "", `give it GPUs of nvidia: all, a number, or "device=0,1"`)
 	fs.StringArrayVar(&f.deviceRules, "device-cgroup-rule", nil, `let it use devices by number: "c 189:* rwm"`)
 	fs.StringArrayVar(&f.groups, "group-add", nil, "put the user into one more group, by number")
 	fs.IntVar(&f.oomScoreAdj, "oom-score-adj", 0, "whom to choose when memory is short: -1000 (never it) to 1000")
@@ -51,6 +53,11 @@ func (f *securityFlags) apply(fs *pflag.FlagSet, spec *containersv1.Spec) error 
 		}
 		spec.Devices = append(spec.Devices, one)
 	}
+	gpus, err := parseGPUs(f.gpus)
+	if err != nil {
+		return err
+	}
+	spec.Devices = append(spec.Devices, gpus...)
 	for _, o := range f.options {
 		if err := securityOption(spec, o); err != nil {
 			return err
@@ -130,8 +137,11 @@ func seccompOption(spec *containersv1.Spec, value string) error {
 	return nil
 }
 
-// ParseDevice parses one value of --device: HOSTPATH[:PATH][:rwm].
+// ParseDevice parses one value of --device: HOSTPATH[:PATH][:rwm], or a name of the Container Device Interface.
 func ParseDevice(v string) (*containersv1.Device, error) {
+	if class, name, ok := strings.Cut(v, "="); ok && name != "" && !strings.HasPrefix(v, "/") && strings.Contains(class, "/") {
+		return &containersv1.Device{Cdi: v}, nil
+	}
 	parts := strings.Split(v, ":")
 	d := &containersv1.Device{HostPath: parts[0]}
 	switch {
@@ -146,7 +156,7 @@ func ParseDevice(v string) (*containersv1.Device, error) {
 	}
 	switch {
 	case !strings.HasPrefix(d.HostPath, "/"):
-		return nil, cli.Usagef("--device %q: %q is no absolute path; write /dev/sda", v, d.HostPath)
+		return nil, cli.Usagef("--device %q: %q is no absolute path; write /dev/sda, or vendor.com/class=name", v, d.HostPath)
 	case len(parts) == 3 && !strings.HasPrefix(d.Path, "/"):
 		return nil, cli.Usagef("--device %q: %q is no absolute path in the container; write /dev/sda:/dev/xvda:rwm", v, d.Path)
 	case len(parts) > 1 && d.Path == "" && d.Access == "", len(parts) == 3 && d.Access == "", strings.Trim(d.Access, "rwm") != "":

@@ -192,6 +192,7 @@ func TestRefused(t *testing.T) {
 		`devices { host_path: "/dev/x" path: "y" }`:                                  "absolute",
 		`devices { host_path: "/dev/x" access: "rx" }`:                               "some of r, w and m",
 		`devices { host_path: "/d" } devices { host_path: "/e" path: "/d" }`:         "two at /d",
+		`devices { cdi: "a.b/c=d" path: "/dev/d" }`:                                  "its description says",
 		`device_rules: "c 1:3"`:                                                      "c 189:* rwm",
 		`device_rules: "x 1:3 r"`:                                                    "c 189:* rwm",
 		`device_rules: "c 1:3 rr"`:                                                   "c 189:* rwm",

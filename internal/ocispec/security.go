@@ -169,7 +169,10 @@ func checkDevices(s *containersv1.Spec) error {
 	seen := map[string]bool{}
 	for _, d := range s.GetDevices() {
 		if d.GetCdi() != "" {
-			return invalid("device %s: a name of the Container Device Interface is not known to this daemon; write a path", d.GetCdi())
+			if d.GetHostPath() != "" || d.GetPath() != "" || d.GetAccess() != "" {
+				return invalid("device %s: its description says where it is and what may be done with it", d.GetCdi())
+			}
+			continue
 		}
 		to := or(d.GetPath(), d.GetHostPath())
 		switch {
@@ -183,6 +186,16 @@ func checkDevices(s *containersv1.Spec) error {
 		seen[to] = true
 	}
 	return nil
+}
+
+// CDI are the devices that a spec names by the Container Device Interface.
+func CDI(s *containersv1.Spec) (names []string) {
+	for _, d := range s.GetDevices() {
+		if d.GetCdi() != "" {
+			names = append(names, d.GetCdi())
+		}
+	}
+	return names
 }
 
 // parseRule reads one device rule.

@@ -35,6 +35,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/gantryd/gantry/internal/bundle"
+	"github.com/gantryd/gantry/internal/cdi"
 	"github.com/gantryd/gantry/internal/meta"
 	"github.com/gantryd/gantry/internal/ocispec"
 	"github.com/gantryd/gantry/internal/supervise"
@@ -136,6 +137,7 @@ type Config struct {
 	SeccompProfile func(caps []string) (*specs.LinuxSeccomp, error)
 	// Runtimes are the OCI runtimes that containers may be made by; nil means none.
 	Runtimes func() []admit.Program
+	CDI      cdi.Dirs // descriptions of devices by the Container Device Interface
 	// Capabilities are the daemon's own: what a privileged container has. nil means every one there is.
 	Capabilities []string
 }

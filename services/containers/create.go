@@ -26,6 +26,9 @@ func (s *Service) Create(ctx context.Context, name string, labels map[string]str
 	if err := admit.Check(name, labels, spec, s.runtimes()); err != nil {
 		return nil, err
 	}
+	if err := s.CDI.Check(ocispec.CDI(spec)); err != nil {
+		return nil, err
+	}
 	if ocispec.OwnNetwork(spec) { // else, as with docker, all ports are the host's or another's and none is published
 		if err := s.Networks.Check(ctx, spec, ""); err != nil {
 			return nil, err

@@ -42,6 +42,9 @@ func blocks(r *containersv1.Resources) (map[string]ocispec.Number, error) {
 // others of the host.
 func devices(s *containersv1.Spec) (out []ocispec.Device, err error) {
 	for _, d := range s.GetDevices() {
+		if d.GetCdi() != "" { // its description is put into config.json when that is made
+			continue
+		}
 		found, err := hostdev.Find(d.GetHostPath(), or(d.GetPath(), d.GetHostPath()))
 		if err != nil {
 			return nil, err

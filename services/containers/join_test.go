@@ -14,6 +14,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/gantryd/gantry/internal/bundle"
+	"github.com/gantryd/gantry/internal/cdi"
 	containersv1 "github.com/gantryd/gantry/proto/gantry/containers/v1"
 )
 
@@ -204,6 +205,17 @@ func TestGiven(t *testing.T) {
 	s = w.config(c)
 	if shim.boot.GetSeccomp() != "" || s.Linux.Seccomp == nil || s.Linux.Seccomp.Syscalls[0].Names[0] != "mkdir" {
 		t.Errorf("%q, %+v", shim.boot.GetSeccomp(), s.Linux.Seccomp)
+	}
+	w.CDI = cdi.Dirs{t.TempDir()}
+	if _, err := w.Create(t.Context(), "described", nil, with(&containersv1.Spec{Devices: []*containersv1.Device{{Cdi: "a.com/b=c"}}})); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "a.com/b=c") {
+		t.Errorf("a device that nobody describes: %v", err)
+	}
+	if err := os.WriteFile(filepath.Join(w.CDI[0], "a.json"), []byte(`{"cdiVersion":"0.6.0","kind":"a.com/b","devices":[{"name":"c","containerEdits":{"env":["THING=yes"],"deviceNodes":[{"path":"/dev/thing","hostPath":"/dev/null"}]}}]}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, _ = w.run("described", &containersv1.Spec{Devices: []*containersv1.Device{{Cdi: "a.com/b=c"}}})
+	if s := w.config(c); !slices.Contains(s.Process.Env, "THING=yes") || len(s.Linux.Devices) != 1 || s.Linux.Devices[0].Path != "/dev/thing" {
+		t.Errorf("%+v", s.Linux)
 	}
 	if d := s.Linux.Devices; len(d) != 1 || d[0].Path != "/dev/mine" || d[0].Minor != 3 {
 		t.Errorf("%+v", d)

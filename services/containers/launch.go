@@ -282,6 +282,9 @@ func (l *launch) bundle() error {
 			return fmt.Errorf("seccomp profile: %w", err)
 		}
 	}
+	if err := l.s.CDI.Inject(spec, ocispec.CDI(l.c.GetSpec())); err != nil {
+		return err
+	}
 	raw, err := json.Marshal(spec)
 	if err != nil {
 		return fmt.Errorf("config.json: %w", err)

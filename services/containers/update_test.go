@@ -61,7 +61,7 @@ func TestUpdate(t *testing.T) {
 		t.Errorf("after the daemon was started again: %v, %v", c, err)
 	}
 	// One that does not run gets it at the next start.
-	if _, err := w.Stop(ctx, "web", nil); err != nil {
+	if _, err := w.Stop(ctx, "web", "", nil); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := w.Update(ctx, "web", limits(7, 0), []string{"resources.pids"}, 0); err != nil {

@@ -161,3 +161,27 @@ func TestShare(t *testing.T) {
 	m.Must("rm", "second", "private")
 	m.Must("system", "check")
 }
+
+// TestDescribedDevice gives a device by its vendor's description.
+func TestDescribedDevice(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	for name, text := range map[string]string{
+		"gantryd.toml": "cdi_dirs = [\"" + dir + "\"]\n",
+		"vendor.yaml": "cdiVersion: 0.6.0\nkind: nvidia.com/gpu\ndevices:\n- name: all\n  containerEdits:\n    env: [THING=yes]\n    deviceNodes:\n    - {path: /dev/thing, hostPath: /dev/full}\n" +
+			"    mounts:\n    - {hostPath: /etc/passwd, containerPath: /opt/thing, options: [ro, bind]}\n",
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m := harness.New(t, harness.Flags("--config", filepath.Join(dir, "gantryd.toml")))
+	image := m.Busybox()
+	for _, flags := range [][]string{{"--gpus", "all"}, {"--device", "nvidia.com/gpu=all"}} {
+		r := m.Try(append(append([]string{"run", "--rm"}, flags...), image, "sh", "-c", "echo $THING; wc -l < /opt/thing; echo x > /dev/thing")...)
+		if r.Code != 1 || !strings.HasPrefix(r.All(), "yes\n") || !strings.Contains(r.All(), "No space left") {
+			t.Errorf("%v: exit %d, %q", flags, r.Code, r.All())
+		}
+	}
+	m.Fails(125, "known: nvidia.com/gpu=all", "run", "--rm", "--device", "nvidia.com/gpu=7", image)
+}
