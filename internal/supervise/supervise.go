@@ -3,7 +3,7 @@
 //	supervise.go  what a shim is to the daemon
 //	spawn.go      start one; slots.go start some ahead
 //	find.go       recognise one: boot id, pid, start time, socket and nonce, or it is nobody
-//	bury.go       end what is left of one
+//	bury.go       end what is left of one; shm.go memory in its directory that others share
 //	client.go     talk to one; io.go pass bytes to and from its processes
 //
 // A shim outlives the daemon. Whatever is known about one is in its bundle and in the kernel; this

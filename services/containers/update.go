@@ -37,8 +37,8 @@ func (s *Service) Update(ctx context.Context, ref string, to *containersv1.Spec,
 		return nil, wrap(err, "update container %s", ref)
 	}
 	defer func() { err = wrap(err, "update container %s", label(k.last())) }()
-	if len(mask) == 0 {
-		return nil, invalid("nothing is named that is to be changed")
+	if _, err := changed(c, to, mask, revision); err != nil { // before anything is claimed
+		return nil, err
 	}
 	var op *meta.Op
 	short, cancel := s.waiting(ctx)
@@ -56,14 +56,8 @@ func (s *Service) Update(ctx context.Context, ref string, to *containersv1.Spec,
 	if err != nil {
 		return nil, err
 	}
-	if r := before.GetMeta().GetRevision(); revision != 0 && revision != r {
-		return nil, fmt.Errorf("it was changed meanwhile (revision %d was read, %d is there): read it again: %w", revision, r, errdefs.ErrAborted)
-	}
-	spec := proto.CloneOf(before.GetSpec())
-	if err := merge(spec, to, mask); err != nil {
-		return nil, err
-	}
-	if err := admit.Changed(spec); err != nil {
+	spec, err := changed(before, to, mask, revision)
+	if err != nil {
 		return nil, err
 	}
 	fault.Point("containers.update.claimed")
@@ -74,6 +68,21 @@ func (s *Service) Update(ctx context.Context, ref string, to *containersv1.Spec,
 	}
 	fault.Point("containers.update.applied")
 	return k.commitSpec(op, spec)
+}
+
+// changed is c's spec with what mask names taken from to, if c is what the caller has read, and that can be.
+func changed(c *containersv1.Container, to *containersv1.Spec, mask []string, revision uint64) (*containersv1.Spec, error) {
+	if len(mask) == 0 {
+		return nil, invalid("nothing is named that is to be changed")
+	}
+	if r := c.GetMeta().GetRevision(); revision != 0 && revision != r {
+		return nil, fmt.Errorf("it was changed meanwhile (revision %d was read, %d is there): read it again: %w", revision, r, errdefs.ErrAborted)
+	}
+	spec := proto.CloneOf(c.GetSpec())
+	if err := merge(spec, to, mask); err != nil {
+		return nil, err
+	}
+	return spec, admit.Changed(spec)
 }
 
 // commitSpec writes the spec beside whatever the keeper has written meanwhile.

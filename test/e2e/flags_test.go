@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/gantryd/gantry/test/harness"
 )
@@ -184,4 +185,36 @@ func TestDescribedDevice(t *testing.T) {
 		}
 	}
 	m.Fails(125, "known: nvidia.com/gpu=all", "run", "--rm", "--device", "nvidia.com/gpu=7", image)
+}
+
+// TestCgroupParent counts a container under another cgroup, and finds it there when its shim is gone.
+func TestCgroupParent(t *testing.T) {
+	t.Parallel()
+	m := harness.New(t)
+	parent := "/" + m.Instance + "-batch"
+	t.Cleanup(func() { // as with docker, a directory that was made for it stays
+		for _, pattern := range []string{"/sys/fs/cgroup" + parent, "/sys/fs/cgroup/*" + parent} {
+			dirs, err := filepath.Glob(pattern)
+			if err != nil {
+				t.Error(err)
+			}
+			for _, dir := range dirs {
+				if err := os.Remove(dir); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+	})
+	id := m.Must("run", "-d", "--name", "c", "--cgroup-parent", parent, m.Busybox(), "sleep", "1000")
+	pid := m.Must("inspect", "-f", "{{.State.Pid}}", "c")
+	if got := m.Sh("cat /proc/%s/cgroup", pid); !strings.Contains(got, parent+"/"+id) {
+		t.Errorf("%q", got)
+	}
+	shim := m.Sh("awk '/^PPid/ {print $2}' /proc/%s/status", pid)
+	m.Sh("kill -9 %s", shim)
+	harness.Eventually(t, 10*time.Second, "what was left is ended", func() bool {
+		_, err := os.Stat("/proc/" + pid)
+		return os.IsNotExist(err) && m.Must("inspect", "-f", "{{.State.Status}}", "c") == "exited"
+	})
+	m.Must("system", "check")
 }
