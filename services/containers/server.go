@@ -30,7 +30,7 @@ func (v *server) Create(ctx context.Context, r *containersv1.CreateRequest) (*co
 	if err != nil {
 		return nil, err
 	}
-	return &containersv1.CreateResponse{Container: c, Warnings: admit.Warnings(r.GetSpec())}, nil
+	return &containersv1.CreateResponse{Container: c, Warnings: admit.Warnings(c.GetSpec(), v.s.Capabilities)}, nil
 }
 
 func (v *server) Get(ctx context.Context, r *containersv1.GetRequest) (*containersv1.GetResponse, error) {

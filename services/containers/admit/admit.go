@@ -134,14 +134,6 @@ func checkNetworks(spec *containersv1.Spec) error {
 	return checkPorts(spec.GetPorts())
 }
 
-// Warnings are what of a spec that Check lets pass has no effect, a sentence each.
-func Warnings(spec *containersv1.Spec) (out []string) {
-	if spec.GetNetworkMode() == containersv1.NetworkMode_NETWORK_MODE_HOST && len(spec.GetPorts()) > 0 {
-		out = append(out, "Published ports are discarded when using host network mode")
-	}
-	return out
-}
-
 // checkPorts refuses what contradicts itself; whether a port of the host is free, the launch finds out.
 func checkPorts(ports []*containersv1.PortMapping) error {
 	for i, p := range ports {
