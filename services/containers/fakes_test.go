@@ -594,6 +594,8 @@ type fakeShim struct {
 	execs    map[string]*fakeProcess
 	deleted  []string
 	updates  []*shimv1.UpdateRequest
+	restless bool // each look finds another run
+	looks    uint64
 	instant  bool // the process ends as soon as it starts
 	warnings []string
 	fatal    bool // and the shim with it
@@ -771,6 +773,10 @@ func (s *fakeShim) State(ctx context.Context, r *shimv1.StateRequest) (*shimv1.S
 		}
 		s.mu.Lock()
 		st := &shimv1.StateResponse{Change: s.change, Phase: s.phase, Pid: fakePID, Run: s.run, Exit: s.exit, StartedAt: now()}
+		if r.GetSeen() == 0 && s.restless {
+			s.looks++
+			st.Run += s.looks
+		}
 		moved := s.moved
 		s.mu.Unlock()
 		if st.GetChange() != r.GetSeen() {

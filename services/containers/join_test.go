@@ -163,6 +163,11 @@ func TestJoinRefused(t *testing.T) {
 	if _, err := w.Start(t.Context(), "waits-pid"); err != nil {
 		t.Errorf("once it runs: %v", err)
 	}
+	restless := w.shims.of(w.state(w.eventually("shares", inPhase(containersv1.Phase_PHASE_RUNNING)).GetMeta().GetId()))
+	restless.set(func() { restless.restless = true })
+	if _, err := w.Start(t.Context(), "waits-ipc"); !errdefs.IsAborted(err) || !strings.Contains(err.Error(), "just starting or ending") {
+		t.Errorf("one whose process may be another's by now: %v", err)
+	}
 	if err := w.Remove(t.Context(), "shares", true, false); err != nil {
 		t.Fatal(err)
 	}
