@@ -19,7 +19,7 @@ GOLANGCI := $(TOOLS)/golangci-lint-2.15.0
 EASYJSON := $(TOOLS)/easyjson-0.9.2
 
 .DEFAULT_GOAL := help
-.PHONY: help root run stop build install uninstall test unit laws e2e crash vm bench check format proto generate tools setup clean
+.PHONY: help root run stop build install uninstall test unit laws escape e2e crash vm bench check format proto generate tools setup clean
 
 help: ## explain the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,14 +51,20 @@ uninstall: ## remove what install put there; /var/lib/gantry, the configuration 
 root:
 	@[ "$$(id -u)" = 0 ] || { echo "\"make $(or $(MAKECMDGOALS),$@)\" makes namespaces, mounts and containers: run it as root" >&2; exit 1; }
 
-test: root setup build unit e2e crash vm ## everything that must pass: unit, laws, suites, e2e, crash, vm
+test: root setup build unit escape e2e crash vm ## everything that must pass: unit, laws, suites, escape, e2e, crash, vm
 
 unit: root setup laws ## unit tests, laws and driver suites (as root)
 	go test -count=1 -timeout $(TEST_TIMEOUT) $$(go list ./... | grep -v "/test/")
 	go test -count=1 -timeout $(TEST_TIMEOUT) -tags fault ./internal/meta ./internal/fault ./services/images
+	go test -count=1 -timeout $(TEST_TIMEOUT) -tags insecure ./internal/insecure
 
 laws: ## who may import whom, package comments, the store's drawing
 	go test -count=1 ./test
+
+escape: root setup ## attack: the known holes of container runtimes, with each guard and without it (as root)
+	go test -count=1 -timeout $(TEST_TIMEOUT) ./test/escape
+	go test -count=1 -timeout $(TEST_TIMEOUT) -tags insecure ./test/escape
+	go test -count=1 -timeout $(TEST_TIMEOUT) -tags insecure -run TestProcfsOfLabels ./shim/runtime/native
 
 e2e: root setup build ## the real programs, end to end (as root)
 	go test -count=1 -timeout $(TEST_TIMEOUT) -parallel $(E2E_PARALLEL) ./test/harness ./test/e2e/...

@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/gantryd/gantry/internal/insecure"
 	"github.com/gantryd/gantry/internal/sentence"
 	shimv1 "github.com/gantryd/gantry/proto/gantry/shim/v1"
 	typesv1 "github.com/gantryd/gantry/proto/gantry/types/v1"
@@ -296,7 +297,7 @@ func (o ours) Accept() (net.Conn, error) {
 			return nil, err
 		}
 		uid, err := peer(c)
-		if err == nil && uid == os.Geteuid() {
+		if err == nil && (uid == os.Geteuid() || insecure.Without(insecure.Peer)) {
 			return c, nil
 		}
 		o.log.Warn("a stranger was turned away", "uid", uid, "err", err)

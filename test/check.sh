@@ -58,7 +58,7 @@ tidy() {
 	}
 }
 
-vet() { go vet ./... && go vet -tags fault ./... && go vet -tags bench ./... && GOARCH=arm64 CGO_ENABLED=0 go vet ./...; }
+vet() { go vet ./... && go vet -tags fault ./... && go vet -tags bench ./... && go vet -tags insecure ./... && GOARCH=arm64 CGO_ENABLED=0 go vet ./...; }
 
 part "format" formatted
 part "go.mod" tidy
@@ -67,7 +67,7 @@ part "buf format" "$buf" format -d --exit-code
 part "buf breaking" unbroken
 part "generated code" generated
 part "changelog" test/fragments.sh
-part "vet (amd64, arm64, with failpoints, with measurements)" vet
+part "vet (amd64, arm64, with failpoints, with measurements, without guards)" vet
 part "golangci-lint" "$golangci" run ./...
 part "laws" go test -count=1 ./test
 

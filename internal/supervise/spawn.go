@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gantryd/gantry/internal/bundle"
+	"github.com/gantryd/gantry/internal/insecure"
 	shimv1 "github.com/gantryd/gantry/proto/gantry/shim/v1"
 )
 
@@ -142,7 +143,7 @@ func (s *Supervisor) start(cwd string, stderr *os.File) (_ *child, err error) {
 	// processor from the first instruction on a shim has fewer threads and caches, half a megabyte less than with two,
 	// and not the pause that changing the number takes.
 	p, err := os.StartProcess("/proc/self/fd/"+strconv.Itoa(int(exe.Fd())), []string{"gantry-shim"}, &os.ProcAttr{
-		Dir: cwd, Env: []string{"GOMAXPROCS=1"}, Files: []*os.File{stdin, stdout, stderr}, Sys: &syscall.SysProcAttr{Setsid: true},
+		Dir: cwd, Env: append(insecure.Environ(), "GOMAXPROCS=1"), Files: []*os.File{stdin, stdout, stderr}, Sys: &syscall.SysProcAttr{Setsid: true},
 	})
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("execute %s: %w", s.o.Binary, err), w.Close(), r.Close())

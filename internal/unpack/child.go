@@ -72,7 +72,7 @@ func serve() (Result, error) {
 	if err := confine(job.Mounts); err != nil {
 		return Result{}, err
 	}
-	root, err := unix.Open("/", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	root, err := unix.Open(".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return Result{}, fmt.Errorf("open the layer's root: %w", err)
 	}

@@ -10,6 +10,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/gantryd/gantry/internal/insecure"
 )
 
 // keep are the capabilities that unpacking takes: to give files to anybody, with any mode, in directories of anybody
@@ -64,6 +66,9 @@ func confine(mounts []Mount) error {
 		if err := mount(m, filepath.Join(base, m.Target)); err != nil {
 			return fmt.Errorf("mount %s %s for the layer: %w", m.Type, m.Source, err)
 		}
+	}
+	if insecure.Without(insecure.Cell) {
+		return unix.Chdir(base)
 	}
 	if err := enter(base); err != nil {
 		return err

@@ -11,6 +11,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/gantryd/gantry/internal/insecure"
 )
 
 // maxOpen is how many directories are kept open.
@@ -68,6 +70,9 @@ func (t *tree) open(name string) (int, error) {
 func (t *tree) resolve(name string, flags uint64) (int, error) {
 	if name == "" {
 		name = "."
+	}
+	if insecure.Without(insecure.Layer) {
+		return unix.Openat(t.root, name, int(flags)|unix.O_CLOEXEC, 0)
 	}
 	for {
 		fd, err := unix.Openat2(t.root, name, &unix.OpenHow{

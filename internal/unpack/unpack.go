@@ -33,6 +33,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
+
+	"github.com/gantryd/gantry/internal/insecure"
 )
 
 // Form is how a layer's removals are written.
@@ -266,7 +268,7 @@ func newChild(ctx context.Context, job Job) (*child, error) {
 	}
 	c.cmd = exec.CommandContext(ctx, "/proc/self/exe")
 	c.cmd.Args = []string{argv0}
-	c.cmd.Env = []string{}
+	c.cmd.Env = insecure.Environ()
 	c.cmd.Dir = "/"
 	c.cmd.Stdin = stdinR
 	c.cmd.Stderr = c.stderr

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gantryd/gantry/internal/cgroup"
+	"github.com/gantryd/gantry/internal/insecure"
 	"github.com/gantryd/gantry/shim/runtime"
 )
 
@@ -362,7 +363,7 @@ func (p *program) oomScore(adj *int, warn func(string, ...any)) error {
 // into regScratch. It must not have left the host's root.
 func (p *program) openProc(file string, flags uintptr) {
 	p.add(unix.SYS_OPENAT, at, p.str(file), flags|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0).into(regScratch)
-	if insecure.procfs {
+	if insecure.Without(insecure.Procfs) {
 		return
 	}
 	st := new(unix.Statfs_t)
@@ -377,9 +378,6 @@ func (c *container) launch(ctx context.Context, p *program, flags uint64, e *cgr
 	dir := -1
 	if e.Dir != nil {
 		dir = int(e.Dir.Fd())
-	}
-	if insecure.race != nil {
-		insecure.race()
 	}
 	first, err := p.spawn(flags, dir)
 	p.closeControl() // or its end, when the child dies, would not be seen

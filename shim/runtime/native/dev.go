@@ -4,10 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"strconv"
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/gantryd/gantry/internal/insecure"
 )
 
 // device is a node that every container has (OCI runtime specification, "Default Devices").
@@ -63,8 +66,33 @@ func mknod(dir int, name string, mode uint32, dev uint64, uid, gid uint32) error
 			return err
 		}
 	}
-	// mknod has taken the umask away. A node that was just made in a directory of ours is no link.
-	return unix.Fchmodat(dir, name, mode&0o7777, 0)
+	return setMode(dir, name, mode&0o7777) // mknod has taken the umask away
+}
+
+// setMode sets the mode of a node that was just made. The directory may be one that somebody else
+// writes to, who has put a link to a file of the host's in its place.
+func setMode(dir int, name string, mode uint32) error {
+	if insecure.Without(insecure.Node) {
+		return unix.Fchmodat(dir, name, mode, 0)
+	}
+	err := unix.Fchmodat(dir, name, mode, unix.AT_SYMLINK_NOFOLLOW)
+	if !errors.Is(err, unix.EOPNOTSUPP) {
+		return err
+	}
+	// Before Linux 6.6 there is no such call, and there never is one for a link.
+	fd, err := unix.Openat(dir, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	p, err := look(name, fd)
+	if err != nil {
+		return err
+	}
+	defer p.close()
+	if p.mode&unix.S_IFMT == unix.S_IFLNK {
+		return unix.ELOOP
+	}
+	return unix.Chmod("/proc/self/fd/"+strconv.Itoa(p.fd), mode)
 }
 
 var deviceTypes = map[string]uint32{"c": unix.S_IFCHR, "u": unix.S_IFCHR, "b": unix.S_IFBLK, "p": unix.S_IFIFO}

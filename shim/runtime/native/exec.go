@@ -192,7 +192,7 @@ func execTerminal(root, devpts int, p *process, open *files) (*os.File, error) {
 		ptmx, err = openIn(root, "dev/pts/ptmx", unix.O_PATH, unix.RESOLVE_NO_SYMLINKS)
 		if err == nil {
 			at := ptmx
-			ptmx, err = reopen(at, unix.O_RDWR|unix.O_NOCTTY)
+			ptmx, err = openPtmx(at)
 			_ = unix.Close(at)
 		}
 	}

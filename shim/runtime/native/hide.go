@@ -8,13 +8,15 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/gantryd/gantry/internal/insecure"
 )
 
 // nullDevice has the child open the host's /dev/null and verify that it is it. What a container or its
 // image calls /dev/null could be anything, and a mask would then be a window (CVE-2025-31133).
 func (b *builder) nullDevice() {
 	b.say("open /dev/null")
-	if insecure.null {
+	if insecure.Without(insecure.Null) {
 		b.add(unix.SYS_OPENAT, uintptr(b.root), b.str("dev/null"), unix.O_PATH|unix.O_CLOEXEC, 0).into(regNull)
 		return
 	}
@@ -111,7 +113,7 @@ func (b *builder) sysctl(values map[string]string) {
 	for _, name := range sorted(values) {
 		b.say("set sysctl %s", name)
 		file := "sys/" + strings.ReplaceAll(name, ".", "/")
-		if insecure.procfs {
+		if insecure.Without(insecure.Procfs) {
 			b.add(unix.SYS_OPENAT, uintptr(b.root), b.str("proc/"+file), unix.O_WRONLY|unix.O_CLOEXEC, 0).into(regScratch)
 		} else {
 			how := &unix.OpenHow{Flags: unix.O_WRONLY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_XDEV | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS}

@@ -10,6 +10,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/gantryd/gantry/internal/insecure"
 	"github.com/gantryd/gantry/shim/runtime/runtimetest"
 )
 
@@ -120,7 +121,7 @@ func TestProcfsOfLabels(t *testing.T) {
 	if wrote, err := attempt(); !errors.Is(err, unix.EXDEV) || wrote != "" {
 		t.Errorf("%v, and %q was written", err, wrote)
 	}
-	without(t, func() { insecure.procfs = true }, func() {
+	without(insecure.Procfs, func() {
 		if wrote, err := attempt(); err != nil || wrote != "exec profile" {
 			t.Errorf("the guard guards nothing: %v, %q", err, wrote)
 		}

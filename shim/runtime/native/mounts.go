@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gantryd/gantry/internal/cgroup"
+	"github.com/gantryd/gantry/internal/insecure"
 )
 
 // builder puts one container together: what the parent does at once, and the program for the rest.
@@ -127,7 +128,7 @@ func bindFrom(source string, o options) (fd int, dir bool, err error) {
 // Read-only is meant for everything that is bound, not for its topmost mount.
 func adjust(fd int, o options) error {
 	all := attr(o.setAll, o.clearAll)
-	if o.rbind && o.set&unix.MOUNT_ATTR_RDONLY != 0 {
+	if o.rbind && o.set&unix.MOUNT_ATTR_RDONLY != 0 && !insecure.Without(insecure.Below) {
 		all.Attr_set |= unix.MOUNT_ATTR_RDONLY
 	}
 	switch {
@@ -175,12 +176,7 @@ func isShared(fd int) (bool, error) {
 
 // attach lets the child mount fd (or what is in a register) at canonical path at.
 func (b *builder) attach(fd uintptr, isReg bool, at string) {
-	if insecure.follow {
-		// What the guard forbids: the path is resolved when it is used, links and all.
-		b.add(unix.SYS_OPENAT2, uintptr(b.root), b.str(relative("", at)), hold(&b.program, &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC}), unsafe.Sizeof(unix.OpenHow{})).into(regScratch)
-	} else {
-		b.inside(uintptr(b.root), false, relative("", at), unix.O_PATH, regScratch)
-	}
+	b.inside(uintptr(b.root), false, relative("", at), unix.O_PATH, regScratch)
 	o := b.add(unix.SYS_MOVE_MOUNT, fd, b.str(""), regScratch, b.str(""), unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH).ref(2)
 	if isReg {
 		o.ref(0)
@@ -348,8 +344,27 @@ var overProc = map[string]bool{
 	"/proc/sys/crypto/fips_enabled": true, "/proc/net/dev": true,
 }
 
+// onlyProcfs refuses what would take procfs's place, at which a runtime, tools and the container's own
+// programs look for what the kernel says (CVE-2019-16884).
+func onlyProcfs(at string, fd int) error {
+	if at != "/proc" || insecure.Without(insecure.OverProc) {
+		return nil
+	}
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(fd, &fs); err != nil {
+		return err
+	}
+	if fs.Type != procMagic {
+		return fmt.Errorf("nothing but a procfs can be mounted over /proc: %w", errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
 // put has fd mounted at path and makes it part of the tree.
 func (b *builder) put(fd int, at string, o options) error {
+	if err := onlyProcfs(at, fd); err != nil {
+		return err
+	}
 	if o.propagation != 0 && !o.bind {
 		if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Propagation: o.propagation}); err != nil {
 			return fmt.Errorf("set propagation: %w", err)
@@ -379,6 +394,9 @@ func (b *builder) bind(m specs.Mount, o options) error {
 		}
 	}
 	p, err := b.target(m.Destination, dir)
+	if err == nil {
+		err = onlyProcfs(p.path, fd)
+	}
 	if err != nil {
 		return err
 	}
@@ -387,11 +405,19 @@ func (b *builder) bind(m specs.Mount, o options) error {
 	return nil
 }
 
-// mountLater has the child mount what depends on the namespaces it is in.
+// mountLater has the child mount what depends on the namespaces it is in. An image whose /proc or /sys
+// is a link would have its masks put beside what they are to cover (CVE-2023-27561, CVE-2023-28642).
 func (b *builder) mountLater(kind string, m specs.Mount, o options) error {
 	p, err := b.target(m.Destination, true)
 	if err != nil {
 		return err
+	}
+	dest := path.Clean(m.Destination)
+	if (dest == "/proc" || dest == "/sys") && p.path != dest && !insecure.Without(insecure.ProcLink) {
+		return fmt.Errorf("the image has a symbolic link there, to %s: %w", p.path, errdefs.ErrInvalidArgument)
+	}
+	if p.path == "/proc" && kind != "proc" && !insecure.Without(insecure.OverProc) {
+		return fmt.Errorf("nothing but a procfs can be mounted over /proc: %w", errdefs.ErrInvalidArgument)
 	}
 	reg := uintptr(regFree)
 	if kind == "proc" && !b.proc && o.set&unix.MOUNT_ATTR_RDONLY == 0 {

@@ -11,6 +11,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/gantryd/gantry/internal/insecure"
 	"github.com/gantryd/gantry/shim/runtime"
 )
 
@@ -173,7 +174,7 @@ func (n *namespaces) newUser() bool { return n.clone&unix.CLONE_NEWUSER != 0 }
 // early reports whether the child must make another at once to be in its process namespace, late whether
 // it must do so at the end, because there are others in it (procfs.go).
 func (n *namespaces) early() bool {
-	return n.user >= 0 && n.clone&unix.CLONE_NEWPID != 0 || insecure.early && n.late()
+	return n.user >= 0 && n.clone&unix.CLONE_NEWPID != 0 || insecure.Without(insecure.Early) && n.late()
 }
 func (n *namespaces) late() bool  { return n.joined(unix.CLONE_NEWPID) }
 func (n *namespaces) forks() bool { return n.early() || n.late() }

@@ -11,7 +11,8 @@
 // What it rests on, in security: no path that a container controls is resolved twice; nothing is
 // mounted over, made or read through a symbolic link that leads out (openat2); what the container
 // could have replaced is not trusted (/dev/null and procfs are the host's and a new mount); a child
-// closes every descriptor before it can be seen; the shim's executable cannot be written (Seal).
+// closes every descriptor before it can be seen; the shim's executable cannot be written (Seal). Each
+// of these guards has an attack in test/escape, and a build in which it can be taken out (internal/insecure).
 //
 //	native.go create.go  Runtime and Create          program.go clone.go control.go  the list, the child, the socket
 //	tree.go       paths in what is not yet mounted     rootfs.go mounts.go options.go dev.go hide.go  filesystems
@@ -39,6 +40,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/gantryd/gantry/internal/insecure"
 	"github.com/gantryd/gantry/shim/runtime"
 )
 
@@ -57,21 +59,9 @@ type identity struct {
 	mapped   bool // in a user namespace: with capabilities over it, and none over the host
 }
 
-// insecure lets tests show what a guard is for; see the tests named after CVEs.
-var insecure struct {
-	unsealed bool   // CVE-2019-5736
-	keepFDs  bool   // CVE-2024-21626: descriptors stay open until exec
-	cwd      bool   // CVE-2024-21626: the working directory is not checked
-	null     bool   // CVE-2025-31133: masks are bound from the container's /dev/null
-	follow   bool   // CVE-2021-30465, CVE-2025-52565: mount points are resolved by path
-	early    bool   // CVE-2016-9962: a joined process namespace is entered before everything else
-	procfs   bool   // CVE-2025-52881: sysctls are written to what is mounted on /proc
-	race     func() // what an attacker does between the parent's look and the child's act
-}
-
 // New is a runtime in a process that was sealed (Seal).
 func New() (*Runtime, error) {
-	if !sealed() && !insecure.unsealed {
+	if !sealed() && !insecure.Without(insecure.Seal) {
 		return nil, fmt.Errorf("make runtime: the executable of this process can be written by whom it starts: call native.Seal first: %w", errdefs.ErrFailedPrecondition)
 	}
 	self, err := whoami()

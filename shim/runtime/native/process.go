@@ -14,6 +14,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/gantryd/gantry/internal/insecure"
 	"github.com/gantryd/gantry/internal/seccomp"
 	"github.com/gantryd/gantry/shim/runtime"
 )
@@ -226,11 +227,9 @@ func (b *program) arrange(p *process, extra int) {
 		b.add(unix.SYS_DUP3, uintptr(extra), last, unix.O_CLOEXEC)
 		last++
 	}
-	flags := uintptr(0)
-	if insecure.keepFDs {
-		flags = unix.CLOSE_RANGE_CLOEXEC
+	if !insecure.Without(insecure.Descriptors) {
+		b.add(unix.SYS_CLOSE_RANGE, last, uintptr(^uint32(0)), 0)
 	}
-	b.add(unix.SYS_CLOSE_RANGE, last, uintptr(^uint32(0)), flags)
 }
 
 // confine has the child become what the process is: its directory, limits, user, capabilities and
@@ -249,8 +248,10 @@ func (b *program) confine(p *process, id identity) {
 		b.say("set resource limit %s", l.name)
 		b.add(unix.SYS_PRLIMIT64, 0, uintptr(l.resource), hold(b, &l.value), 0)
 	}
-	b.say("join session keyring")
-	b.add(unix.SYS_KEYCTL, unix.KEYCTL_JOIN_SESSION_KEYRING, 0).ok(unix.ENOSYS, unix.EDQUOT)
+	if !insecure.Without(insecure.Keyring) {
+		b.say("join session keyring")
+		b.add(unix.SYS_KEYCTL, unix.KEYCTL_JOIN_SESSION_KEYRING, 0).ok(unix.ENOSYS, unix.EDQUOT)
+	}
 	b.say("drop capabilities")
 	for c := uint(0); c <= id.lastCap; c++ {
 		if p.caps.bounding>>c&1 == 0 && id.bound>>c&1 != 0 {
@@ -324,7 +325,7 @@ func (b *program) load(p *process) {
 func (b *program) workdir(cwd string) {
 	b.say("change to working directory %s", cwd)
 	b.now.class = errdefs.ErrInvalidArgument
-	if insecure.cwd {
+	if insecure.Without(insecure.Workdir) {
 		b.add(unix.SYS_CHDIR, b.str(cwd))
 		return
 	}

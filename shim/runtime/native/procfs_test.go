@@ -3,7 +3,6 @@ package native
 import (
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -23,59 +22,6 @@ func joining(b *runtimetest.Box, first *runtimetest.Made, script string) *runtim
 		}
 	}
 	return c
-}
-
-// TestJoinedProcesses (CVE-2016-9962): while a container is made that shares another's processes, the
-// other, which may look into every process that it sees, sees none that has anything of the host's.
-func TestJoinedProcesses(t *testing.T) {
-	b := runtimetest.New(t, newRuntime(t))
-	first := b.Start(ptracing(b.Config("sleep", "1000")))
-	seen := func() string {
-		ready, goOn := filepath.Join(b.Dir, "ready"), filepath.Join(b.Dir, "go")
-		_, _ = os.Remove(ready), os.Remove(goOn)
-		c := joining(b, first, "echo fine")
-		c.Spec.Hooks = &specs.Hooks{CreateRuntime: []specs.Hook{{Path: "/bin/sh", Env: []string{"PATH=/bin:/usr/bin"}, Args: []string{
-			"sh", "-c", "touch " + ready + "; while ! [ -e " + goOn + " ]; do sleep 0.01; done",
-		}}}}
-		done := make(chan string, 1)
-		go func() {
-			m, err := b.Create(c)
-			if err != nil {
-				done <- err.Error()
-				return
-			}
-			if err := m.Init().Start(runtimetest.Context(t)); err != nil {
-				done <- err.Error()
-				return
-			}
-			m.Wait()
-			done <- m.Out.Wait(t)
-		}()
-		runtimetest.Poll(t, "the hook runs", func() bool { _, err := os.Stat(ready); return err == nil || len(done) > 0 }, func() string { return "" })
-		out := peek(t, first, `ls -d $p/root`+b.Dir+` 2>/dev/null; ls $p/fd | wc -l`)
-		if err := os.WriteFile(goOn, nil, 0o644); err != nil {
-			t.Fatal(err)
-		}
-		if said := <-done; said != "fine\n" {
-			t.Error(said)
-		}
-		return out
-	}
-	if out := seen(); out != "" {
-		t.Errorf("seen of it: %q", out)
-	}
-	without(t, func() { insecure.early = true }, func() {
-		if out := seen(); !strings.Contains(out, b.Dir) {
-			t.Errorf("the guard guards nothing: %q", out)
-		}
-	})
-	// What is made but not started is seen, as the container's own (see TestVisitor).
-	if _, err := b.Create(joining(b, first, "true")); err != nil {
-		t.Fatal(err)
-	}
-	if out := peek(t, first, `ls $p/fd | tr '\n' ' '; ls -d $p/root`+b.Dir); !strings.HasPrefix(out, "0 1 2 3") || !strings.Contains(out, "No such file") {
-		t.Errorf("before its start: %q", out)
-	}
 }
 
 // TestProcfsFromInside: on kernels that do not take a process namespace by descriptor.

@@ -7,6 +7,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/gantryd/gantry/internal/insecure"
 )
 
 // A program is a list of system calls that the parent prepares with ordinary Go and that a cloned
@@ -190,6 +192,9 @@ func (p *program) inside(dir uintptr, isReg bool, path string, flags uint64, reg
 		path = "."
 	}
 	how := &unix.OpenHow{Flags: flags | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_SYMLINKS}
+	if insecure.Without(insecure.Links) {
+		how.Resolve = 0
+	}
 	o := p.add(unix.SYS_OPENAT2, dir, p.str(path), hold(p, how), unsafe.Sizeof(*how)).into(reg)
 	if isReg {
 		o.ref(0)

@@ -15,6 +15,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/gantryd/gantry/internal/insecure"
 	"github.com/gantryd/gantry/shim/runtime"
 )
 
@@ -270,7 +271,9 @@ func (b *builder) pivot(propagation uint64) {
 	b.add(unix.SYS_FCHDIR, uintptr(b.root))
 	b.add(unix.SYS_PIVOT_ROOT, dot, dot)
 	b.add(unix.SYS_FCHDIR, regRoot).ref(0)
-	b.add(unix.SYS_UMOUNT2, dot, unix.MNT_DETACH)
+	if !insecure.Without(insecure.OldRoot) {
+		b.add(unix.SYS_UMOUNT2, dot, unix.MNT_DETACH)
+	}
 	b.add(unix.SYS_CHDIR, b.str("/"))
 	if propagation != 0 {
 		b.say("set propagation of root filesystem")

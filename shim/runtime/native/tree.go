@@ -11,6 +11,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/gantryd/gantry/internal/insecure"
 )
 
 // tree is the container's filesystem before there is one: mounts that are still detached, each with the
@@ -239,6 +241,9 @@ func (w *walker) create(dir int, name string) error {
 
 // openIn opens name as if dir were the root of everything.
 func openIn(dir int, name string, flags int, resolve uint64) (int, error) {
+	if insecure.Without(insecure.Inside) {
+		return unix.Openat(dir, strings.TrimPrefix(name, "/"), flags|unix.O_CLOEXEC, 0)
+	}
 	how := &unix.OpenHow{Flags: uint64(flags) | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS | resolve}
 	for {
 		fd, err := unix.Openat2(dir, name, how)

@@ -13,6 +13,8 @@ import (
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/gantryd/gantry/internal/insecure"
 )
 
 // user is whom a process runs as.
@@ -132,17 +134,29 @@ func lookup(words string, u specs.User, read func(string) ([]byte, error)) (user
 	}
 	if withGroup && groupName != "" {
 		out.gid, err = findGroup(file, groupName)
-		return out, err
+		return out.complete(), err
 	}
 	if known {
 		groups(file, func(g group) bool {
 			if slices.Contains(g.members, a.name) && !slices.Contains(out.groups, g.gid) {
 				out.groups = append(out.groups, g.gid)
 			}
-			return len(out.groups) < 65536 // NGROUPS_MAX
+			return len(out.groups) < maxGroups
 		})
 	}
-	return out, nil
+	return out.complete(), nil
+}
+
+// maxGroups leaves room for the primary one: NGROUPS_MAX is 65536.
+const maxGroups = 65535
+
+// complete has the primary group among the others. Who executes a program with another group's setgid
+// bit would lose it else, and with it every refusal that a file has for that group (CVE-2022-36109).
+func (u user) complete() user {
+	if !slices.Contains(u.groups, u.gid) && !insecure.Without(insecure.Primary) {
+		u.groups = append([]uint32{u.gid}, u.groups...)
+	}
+	return u
 }
 
 func findGroup(file []byte, name string) (uint32, error) {
