@@ -40,6 +40,8 @@ const (
 	Below Guard = "below"
 	// Early: a joined process namespace is entered after everything of the host's was let go of (CVE-2016-9962).
 	Early Guard = "early"
+	// Unseen: where a container may trace processes, one that is added is confined before it is seen.
+	Unseen Guard = "unseen"
 	// Keyring: a process has a session keyring of its own.
 	Keyring Guard = "keyring"
 	// Ptmx: what a terminal is opened through is looked at before it is opened.

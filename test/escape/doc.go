@@ -7,7 +7,8 @@
 // taken out (internal/insecure), which takes a build of its own: "go test -tags insecure". Where it is
 // a word of config.json, a container without that word is attacked, in both builds.
 //
-//	program_test.go   what is executed, open, traced, inherited: 2016-9962, 2019-5736, 2024-21626
+//	program_test.go   what is executed, open and inherited: 2019-5736, 2024-21626
+//	visitor_test.go   what a container can do to a process that joins it, and to the shim: 2016-9962
 //	mounts_test.go    where things are mounted and made: 2019-16884, 2019-19921, 2021-30465,
 //	                  2023-25809, 2023-27561, 2023-28642, 2024-45310, 2025-52565
 //	kernel_test.go    what of the kernel is left open: 2022-0492, 2025-31133, 2025-52881; keys, cgroups

@@ -22,23 +22,6 @@ import (
 	"github.com/gantryd/gantry/shim/runtime/runtimetest"
 )
 
-// tracing is c with CAP_SYS_PTRACE, which shows a container what its own processes are made of.
-func tracing(c *shimruntime.Config) *shimruntime.Config {
-	caps := append(slices.Clone(runtimetest.Caps), "CAP_SYS_PTRACE")
-	c.Spec.Process.Capabilities = &specs.LinuxCapabilities{Bounding: caps, Permitted: caps, Effective: caps}
-	return c
-}
-
-// visitor adds a process to a container that has not executed anything yet: what the container's own
-// processes can do to it is what an attacker gets.
-func visitor(t *testing.T, m *runtimetest.Made) shimruntime.Process {
-	t.Helper()
-	p, err := m.Container.Exec(runtimetest.Context(t), m.Process("true"))
-	must(t, err)
-	t.Cleanup(func() { _ = p.Close() })
-	return p
-}
-
 // secret makes a file of the host's.
 func secret(t *testing.T, b *runtimetest.Box) string {
 	t.Helper()
@@ -131,112 +114,6 @@ func beOverwritten(t *testing.T) {
 		_ = os.RemoveAll(attackerDir)
 	}
 	os.Exit(0) // nothing is deleted: the container lives on
-}
-
-// TestVisitor (CVE-2016-9962, runc): a process that joins a container brings descriptors of the host's,
-// its root or its directory into the reach of the container, which traces it.
-func TestVisitor(t *testing.T) {
-	leak(t, unix.F_DUPFD_CLOEXEC)
-	stands(t, func(t *testing.T) string {
-		b := box(t)
-		m := b.Start(tracing(b.Config("sleep", "1000")))
-		visitor(t, m)
-		out, _, err := m.Exec(m.Process("attack", "peek", secret(t, b)))
-		must(t, err)
-		if !strings.Contains(out, "saw exe") {
-			t.Errorf("the visitor was not seen: %q", out)
-		}
-		var got []string
-		for l := range strings.Lines(out) {
-			switch l = strings.TrimSpace(l); {
-			case strings.HasPrefix(l, "got "):
-				got = append(got, l)
-			case strings.HasPrefix(l, "saw fd") && l != "saw fd pipe" && l != "saw fd socket" && l != "saw fd /dev/null":
-				got = append(got, l)
-			}
-		}
-		return strings.Join(got, ", ")
-	}, insecure.Descriptors)
-}
-
-// TestVisitorUnseen: a container with Docker's capabilities cannot look into a process that joins it,
-// trace it, read or write its memory, or take its descriptors, at any time before it is the container's.
-// Once it is confined, only that the shim is not dumpable stands between them (Seal).
-func TestVisitorUnseen(t *testing.T) {
-	attack := func(t *testing.T) string {
-		b := box(t)
-		c := b.Config("sleep", "1000")
-		c.Seccomp = nil // what the filter forbids here it may allow on another kernel
-		m := b.Start(c)
-		visitor(t, m)
-		out, _, err := m.Exec(m.Process("attack", "peek", secret(t, b)))
-		must(t, err)
-		return strings.ReplaceAll(strings.TrimSpace(out), "\n", ", ")
-	}
-	if os.Getenv(doomed) != "" {
-		fmt.Println("GOT", attack(t))
-		return
-	}
-	if got := attack(t); got != "" {
-		t.Errorf("escaped: %s", got)
-	}
-	if !insecure.Built {
-		return
-	}
-	cmd := exec.Command(os.Getenv(testExe), "-test.run", "^TestVisitorUnseen$", "-test.v")
-	cmd.Env = append(os.Environ(), doomed+"=1", "GANTRY_INSECURE="+string(insecure.Seal))
-	out, err := cmd.CombinedOutput()
-	must(t, err)
-	_, got, _ := strings.Cut(string(out), "GOT ")
-	if got, _, _ = strings.Cut(got, "\n"); got == "" {
-		t.Error("the attack fails without the guard too: it proves nothing")
-	} else {
-		t.Log(got)
-	}
-}
-
-// TestVisitorWhileItIsMade is the same at every moment while processes join, one after the other.
-func TestVisitorWhileItIsMade(t *testing.T) {
-	b := box(t)
-	attack := func(change func(*shimruntime.Config) *shimruntime.Config) attack {
-		return func(t *testing.T) string {
-			c := b.Config("attack", "ambush")
-			c.Seccomp = nil
-			m := b.Start(change(c))
-			m.Out.Until(t, "lurking")
-			for range fewTries {
-				p, err := m.Container.Exec(runtimetest.Context(t), m.Process("true"))
-				must(t, err, p.Start(runtimetest.Context(t)))
-				runtimetest.Reap(t, p)
-				must(t, p.Close())
-			}
-			must(t, m.Kill(runtimetest.Context(t), unix.SIGKILL))
-			m.Wait()
-			out := m.Out.Wait(t)
-			if !strings.Contains(out, "met one") {
-				t.Error("the attacker met nobody")
-			}
-			_, caught, _ := strings.Cut(out, "caught: ")
-			caught, _, _ = strings.Cut(caught, "\n")
-			return caught
-		}
-	}
-	differs(t, attack(func(c *shimruntime.Config) *shimruntime.Config { return c }), attack(tracing))
-}
-
-// TestTraceShim: a container that shares the host's processes, with root's user id and Docker's
-// capabilities, cannot trace the shim.
-func TestTraceShim(t *testing.T) {
-	attack := func(change func(*shimruntime.Config) *shimruntime.Config) attack {
-		return func(t *testing.T) string {
-			b := box(t)
-			c := b.Config("attack", "ptrace", strconv.Itoa(os.Getpid()))
-			c.Spec.Linux.Namespaces = slices.DeleteFunc(c.Spec.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == "pid" })
-			c.Seccomp = nil
-			return output(b)(change(c))
-		}
-	}
-	differs(t, attack(func(c *shimruntime.Config) *shimruntime.Config { return c }), attack(tracing))
 }
 
 // TestWorkdir (CVE-2024-21626, runc): a working directory that is a descriptor of the runtime's.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -34,6 +35,8 @@ type container struct {
 	hooks    *specs.Hooks // nil: none
 	state    specs.State  // what they are told, without what changes
 	process  *process     // whom startContainer hooks run as
+
+	watched atomic.Bool // something in it may trace what is added
 
 	mu      sync.Mutex
 	created bool // its hooks ran, and those for its end will

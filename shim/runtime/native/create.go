@@ -31,6 +31,7 @@ func (r *Runtime) create(ctx context.Context, cfg *runtime.Config) (_ *container
 	if err != nil {
 		return nil, err
 	}
+	c.watched.Store(p.caps.tracing())
 	if c.hooks != nil {
 		b.creating = c.creating
 	}
@@ -293,11 +294,18 @@ func (b *builder) finish(cfg *runtime.Config, ns *namespaces, p *process, self i
 	if cfg.Init {
 		b.forkInit()
 	}
-	if ns.late() && !ns.early() {
-		b.forkInto()
+	switch late := ns.late() && !ns.early(); {
+	case late && p.confinedFirst(b.warn):
+		b.confine(p, self)
+		b.forkInto(true)
+		b.session(p)
+	case late:
+		b.forkInto(false)
+		fallthrough
+	default:
+		b.only(cfg.Init, func() { b.session(p) })
+		b.confine(p, self)
 	}
-	b.only(cfg.Init, func() { b.session(p) })
-	b.confine(p, self)
 	if cfg.Init {
 		b.beInit()
 	}

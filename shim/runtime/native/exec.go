@@ -44,6 +44,9 @@ func (c *container) exec(ctx context.Context, x *runtime.Exec) (_ *proc, err err
 	p.filter, p.flags, p.ids, p.traits = c.filter, c.flags, c.ids, append(p.traits, c.traits...)
 	p.listen = c.listen
 	c.hear(p, specs.StateRunning)
+	if p.caps.tracing() {
+		c.watched.Store(true)
+	}
 	where := c.affinity
 	if x.Spec.ExecCPUAffinity != nil {
 		if where, err = readAffinity(x.Spec.ExecCPUAffinity); err != nil {
@@ -142,9 +145,15 @@ func (c *container) execIn(ctx context.Context, p *process, where affinity, ctl 
 	b.now.class = errdefs.ErrFailedPrecondition // the container has just ended
 	b.add(unix.SYS_SETNS, firstKept, uintptr(c.enters))
 	b.add(unix.SYS_CLOSE, firstKept)
-	b.forkInto()
-	b.session(p)
-	b.confine(p, c.self)
+	if c.watched.Load() && p.confinedFirst(c.warn) {
+		b.confine(p, c.self)
+		b.forkInto(true)
+		b.session(p)
+	} else {
+		b.forkInto(false)
+		b.session(p)
+		b.confine(p, c.self)
+	}
 	b.execute(p)
 	made, err := c.launch(ctx, b, 0, entrance, ctl, term, true)
 	if err != nil {

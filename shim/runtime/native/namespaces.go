@@ -237,7 +237,7 @@ func (b *builder) join(ns *namespaces) {
 		b.add(unix.SYS_CLOSE, regScratch).ref(0)
 	}
 	if ns.early() {
-		b.forkInto()
+		b.forkInto(false)
 	}
 }
 

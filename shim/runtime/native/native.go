@@ -22,7 +22,7 @@
 //	procfs.go     joining processes that may look at whoever comes
 //	netdev.go     network devices of the host's that become the container's
 //	hooks.go state.go  programs at moments of its life, and what they are told
-//	spec.go user.go caps.go process.go  who it runs as, and with what    container.go exec.go  afterwards
+//	spec.go user.go caps.go process.go  who it runs as, and with what    container.go exec.go watched.go  afterwards
 //	terminal.go   terminals     seal.go init.go  the shim's executable, the small init
 //
 // It is longer than a package should be: who reads how a container starts reads all of it, and none of

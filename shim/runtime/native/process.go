@@ -385,8 +385,8 @@ func (b *program) beInit() {
 
 // forkInto has the child make another in the process namespace it has joined, as a sibling of itself,
 // tell the parent, and end. Only now is there somebody whom the container can see: its root is the
-// container's already, and its descriptors are its own.
-func (b *program) forkInto() {
+// container's already, and its descriptors are its own. It may be confined: by a filter, too.
+func (b *program) forkInto(confined bool) {
 	b.say("fork into process namespace")
 	rec := &record{index: forked}
 	recAddr := hold(b, rec)
@@ -407,13 +407,19 @@ func (b *program) forkInto() {
 		flags            int32
 		_                int32
 	}{iov: hold(b, iov), iovLen: 1, control: cmsgAddr, ctrlLen: unsafe.Sizeof(*cmsg)}
+	pidfd, pid := cmsgAddr+unsafe.Offsetof(cmsg.fd), recAddr+unsafe.Offsetof(rec.more)
 	ca := &cloneArgs{
 		flags: unix.CLONE_PARENT | unix.CLONE_PIDFD | unix.CLONE_PARENT_SETTID,
-		pidfd: uint64(cmsgAddr + unsafe.Offsetof(cmsg.fd)), parentTID: uint64(recAddr + unsafe.Offsetof(rec.more)),
+		pidfd: uint64(pidfd), parentTID: uint64(pid),
 	}
-	b.add(unix.SYS_CLONE3, hold(b, ca), unsafe.Sizeof(*ca)).into(regFork)
+	if confined {
+		b.add(unix.SYS_CLONE, cloneConfined, 0, pidfd).into(regFork)
+	} else {
+		b.add(unix.SYS_CLONE3, hold(b, ca), unsafe.Sizeof(*ca)).into(regFork)
+	}
 	b.addKind(kindZero, regFork).ref(0)
 	first := b.here() - 1
+	b.addKind(kindKeep, pid, regFork).ref(1)
 	b.add(unix.SYS_SENDMSG, regControl, hold(b, msg), 0).ref(0)
 	b.add(unix.SYS_EXIT_GROUP, 0)
 	b.ops[first].to, b.forkedAt = b.here(), b.here()

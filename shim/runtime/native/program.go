@@ -72,6 +72,7 @@ const (
 	kindReady // tell the parent that all went well so far, and go on when it says so
 	kindExec  // a[0]: list of paths to try, ended by 0; a[1]: argv; a[2]: environment
 	kindTell  // a[0] becomes the socket to the parent
+	kindKeep  // a[1] is written to the address a[0]
 )
 
 // Registers. The first is the socket to the parent.
@@ -244,6 +245,9 @@ func run(ops unsafe.Pointer, n int, regs unsafe.Pointer) {
 			if *(*uint32)(unsafe.Add(unsafe.Pointer(nil), a[0]))&uint32(a[1]) != uint32(a[2]) {
 				e = syscall.Errno(a[3])
 			}
+		case kindKeep:
+			*(*uintptr)(unsafe.Add(unsafe.Pointer(nil), a[0])) = a[1]
+			continue
 		case kindTell:
 			*(*uintptr)(regs) = a[0]
 			continue

@@ -165,10 +165,36 @@ func look(pid string, files []string) (saw []string) {
 	return saw
 }
 
+// status reads numbers of a process that anybody may know (proc_pid_status(5)).
+func status(pid, name string, base int) uint64 {
+	raw, _ := os.ReadFile("/proc/" + pid + "/status")
+	_, rest, _ := bytes.Cut(raw, []byte("\n"+name+":\t"))
+	word, _, _ := bytes.Cut(rest, []byte("\n"))
+	n, _ := strconv.ParseUint(string(word), base, 64)
+	return n
+}
+
+// covet reports what a process has that it can take over and that this one has not: capabilities, and
+// calls that no filter stops.
+func covet(pid string) (saw []string) {
+	fd, err := unix.Open("/proc/"+pid+"/mem", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil
+	}
+	_ = unix.Close(fd)
+	if more := status(pid, "CapPrm", 16) &^ status("self", "CapPrm", 16); more != 0 {
+		saw = append(saw, fmt.Sprintf("capabilities %x", more))
+	}
+	if status("self", "Seccomp", 10) == 2 && status(pid, "Seccomp", 10) != 2 {
+		saw = append(saw, "no filter")
+	}
+	return saw
+}
+
 // ambush looks, without end, into every process that has not executed anything of this container's
 // yet: who is about to has the memory of the runtime, which is far larger than busybox's. It traces none: one that
 // is traced ends only for its tracer.
-func ambush([]string) {
+func ambush(how []string) {
 	raw := func(pid string) bool {
 		stat, err := os.ReadFile("/proc/" + pid + "/stat")
 		f := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
@@ -188,7 +214,13 @@ func ambush([]string) {
 			if met++; met == 1 {
 				fmt.Println("met one")
 			}
-			if saw := look(pid, nil); len(saw) > 0 && raw(pid) {
+			saw := []string(nil)
+			if len(how) > 0 && how[0] == "covet" {
+				saw = covet(pid)
+			} else {
+				saw = look(pid, nil)
+			}
+			if len(saw) > 0 && raw(pid) {
 				fmt.Println("caught:", strings.Join(saw, ", "))
 			}
 		}
