@@ -51,9 +51,9 @@ uninstall: ## remove what install put there; /var/lib/gantry, the configuration 
 root:
 	@[ "$$(id -u)" = 0 ] || { echo "\"make $(or $(MAKECMDGOALS),$@)\" makes namespaces, mounts and containers: run it as root" >&2; exit 1; }
 
-test: root setup build unit escape e2e crash vm ## everything that must pass: unit, laws, suites, escape, e2e, crash, vm
+test: root setup build unit e2e crash vm ## everything that must pass: unit, laws, suites, escape, e2e, crash, vm
 
-unit: root setup laws ## unit tests, laws and driver suites (as root)
+unit: root setup laws escape ## unit tests, laws, driver suites and escape (as root)
 	go test -count=1 -timeout $(TEST_TIMEOUT) $$(go list ./... | grep -v "/test/")
 	go test -count=1 -timeout $(TEST_TIMEOUT) -tags fault ./internal/meta ./internal/fault ./services/images
 	go test -count=1 -timeout $(TEST_TIMEOUT) -tags insecure ./internal/insecure

@@ -48,6 +48,8 @@ const (
 	Ptmx Guard = "ptmx"
 	// Node: the mode of a device node is not set through a link.
 	Node Guard = "node"
+	// Number: a number is a user's id, whatever a user is called (CVE-2016-3697).
+	Number Guard = "number"
 	// Primary: a user's primary group is among its groups (CVE-2022-36109).
 	Primary Guard = "primary"
 	// Peer: a shim answers its own user only.

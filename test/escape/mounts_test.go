@@ -47,6 +47,31 @@ func TestMountPointSwapped(t *testing.T) {
 	}, insecure.Links)
 }
 
+// TestMountPointLink (CVE-2019-18837, crun): the image has a link in the way to a mount point, which is
+// one inside.
+func TestMountPointLink(t *testing.T) {
+	stands(t, func(t *testing.T) string {
+		b := box(t)
+		data, victim := fresh(t, b, "data"), fresh(t, b, "victim")
+		must(t, os.Mkdir(filepath.Join(victim, "there"), 0o755), os.Symlink(victim, filepath.Join(b.Lower, "link")))
+		var got []string
+		for _, sub := range []string{"there", "missing"} {
+			c := b.Sh("true")
+			c.Spec.Mounts = append(c.Spec.Mounts, bind(data, "/link/"+sub))
+			got = append(got, created(t, b, c, func(pid int) string {
+				if strings.Contains(mountinfo(t, pid), "/host/data ") {
+					return ""
+				}
+				return "it was mounted outside"
+			}))
+		}
+		if ds, err := os.ReadDir(victim); err != nil || len(ds) != 1 {
+			got = append(got, "made on the host")
+		}
+		return strings.Join(got, "")
+	}, insecure.Inside, insecure.Links)
+}
+
 // TestConsoleSwapped (CVE-2025-52565, runc): the same with /dev/console, over which the terminal is
 // mounted before anything is masked.
 func TestConsoleSwapped(t *testing.T) {

@@ -55,6 +55,27 @@ func TestPasswdLink(t *testing.T) {
 	}
 }
 
+// TestNumberIsName (CVE-2016-3697, Docker and runc): a user is given as a number, and the image has one
+// of that name who is root.
+func TestNumberIsName(t *testing.T) {
+	for _, user := range []string{"1000", "4711", "1000:1000", "4711:4712"} {
+		t.Run(user, func(t *testing.T) {
+			stands(t, func(t *testing.T) string {
+				b := box(t)
+				b.File("etc/passwd", "1000:x:0:0::/root:/bin/sh\n4711:x:0:0::/root:/bin/sh\nalice:x:1000:1000::/:/bin/sh\n", 0o644)
+				b.File("etc/group", "1000:x:0:\n4712:x:0:\n", 0o644)
+				c := b.Sh("exec 2>/dev/null; id -u; id -g")
+				c.User = user
+				ids := strings.Fields(output(b)(c))
+				if ids[0] == "0" || strings.Contains(user, ":") && ids[1] == "0" {
+					return "is " + strings.Join(ids, ":")
+				}
+				return ""
+			}, insecure.Number)
+		})
+	}
+}
+
 // TestPasswdTraps: an /etc/passwd that never ends, or never begins, holds nobody up (CVE-2024-9676, Podman).
 func TestPasswdTraps(t *testing.T) {
 	for name, trap := range map[string]func(path string) error{

@@ -108,14 +108,16 @@ func lookup(words string, u specs.User, read func(string) ([]byte, error)) (user
 		a, known = findAccount(passwd, func(a account) bool { return a.uid == 0 })
 		out.uid = 0
 	default:
-		if a, known = findAccount(passwd, func(a account) bool { return a.name == name }); !known {
-			uid, ok := parseID(name)
-			if !ok {
-				return out, fmt.Errorf("user %q: no such name in the container's /etc/passwd, and no user id: %w", name, errdefs.ErrInvalidArgument)
-			}
-			out.uid = uid
-			a, known = findAccount(passwd, func(a account) bool { return a.uid == uid })
+		uid, ok := parseID(name)
+		if number(name) {
+			a, known = findAccount(passwd, func(a account) bool { return a.uid == uid && ok })
+		} else {
+			a, known = findAccount(passwd, func(a account) bool { return a.name == name })
 		}
+		if !known && !ok {
+			return out, fmt.Errorf("user %q: no such name in the container's /etc/passwd, and no user id: %w", name, errdefs.ErrInvalidArgument)
+		}
+		out.uid = uid
 	}
 	if out.home = "/"; known && a.home != "" && !strings.ContainsRune(a.home, 0) {
 		out.home = a.home
@@ -159,10 +161,19 @@ func (u user) complete() user {
 	return u
 }
 
+// number reports whether words mean an id. An image that names a user or a group by a number does not
+// choose who that is: it would be root (CVE-2016-3697).
+func number(words string) bool {
+	return strings.Trim(words, "0123456789") == "" && !insecure.Without(insecure.Number)
+}
+
 func findGroup(file []byte, name string) (uint32, error) {
 	var gid uint32
 	found := false
 	groups(file, func(g group) bool {
+		if number(name) {
+			return false
+		}
 		if g.name == name {
 			gid, found = g.gid, true
 		}
