@@ -101,6 +101,17 @@ func TestVisitorUnseen(t *testing.T) {
 // other, at every moment of that.
 func ambushed(t *testing.T, change func(*shimruntime.Config) *shimruntime.Config, filtered bool, how ...string) string {
 	t.Helper()
+	return lurking(t, change, filtered, func(_ *runtimetest.Box, m *runtimetest.Made) {
+		p, err := m.Container.Exec(runtimetest.Context(t), m.Process("true"))
+		must(t, err, p.Start(runtimetest.Context(t)))
+		runtimetest.Reap(t, p)
+		must(t, p.Close())
+	}, how...)
+}
+
+// lurking is what the attacker caught while somebody came, again and again.
+func lurking(t *testing.T, change func(*shimruntime.Config) *shimruntime.Config, filtered bool, come func(*runtimetest.Box, *runtimetest.Made), how ...string) string {
+	t.Helper()
 	b := box(t)
 	c := b.Config(append([]string{"attack", "ambush"}, how...)...)
 	if !filtered {
@@ -109,10 +120,7 @@ func ambushed(t *testing.T, change func(*shimruntime.Config) *shimruntime.Config
 	m := b.Start(change(c))
 	m.Out.Until(t, "lurking")
 	for range fewTries {
-		p, err := m.Container.Exec(runtimetest.Context(t), m.Process("true"))
-		must(t, err, p.Start(runtimetest.Context(t)))
-		runtimetest.Reap(t, p)
-		must(t, p.Close())
+		come(b, m)
 	}
 	must(t, m.Kill(runtimetest.Context(t), unix.SIGKILL))
 	m.Wait()
@@ -215,4 +223,18 @@ func TestTraceShim(t *testing.T) {
 		}
 	}
 	differs(t, attack(func(c *shimruntime.Config) *shimruntime.Config { return c }), attack(tracing))
+}
+
+// TestJoinedIsConfined is the same for the first process of a container that shares the attacker's processes.
+func TestJoinedIsConfined(t *testing.T) {
+	stands(t, func(t *testing.T) string {
+		return lurking(t, tracing, true, func(b *runtimetest.Box, m *runtimetest.Made) {
+			c := joining(b, m, "true")
+			made, err := b.R.Create(runtimetest.Context(t), c)
+			must(t, err)
+			must(t, made.Init().Start(runtimetest.Context(t)))
+			runtimetest.Reap(t, made.Init())
+			must(t, made.Delete(runtimetest.Context(t)))
+		}, "covet")
+	}, insecure.Unseen)
 }
