@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -252,6 +253,41 @@ func TestDevices(t *testing.T) {
 		t.Fatal(err)
 	}
 	try("by BPF alone")
+}
+
+// TestDevicesInterrupted: a signal that comes while the kernel verifies the program, as Go's runtime sends
+// them to take turns, does not fail it.
+func TestDevicesInterrupted(t *testing.T) {
+	g := group(t)
+	if g.h.V2 == "" {
+		t.Skip("SKIPPED: this host has no cgroup v2")
+	}
+	many := rules[:1:1]
+	for i := range 60 { // long enough for the verifier to be met at work
+		minor := int64(i)
+		many = append(many, specs.LinuxDeviceCgroup{Allow: true, Type: "c", Major: &minor, Minor: &minor, Access: "r"})
+	}
+	tid, stop := make(chan int), make(chan struct{})
+	defer close(stop)
+	go func() {
+		to := <-tid
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				_ = unix.Tgkill(unix.Getpid(), to, unix.SIGURG)
+			}
+		}
+	}()
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	tid <- unix.Gettid()
+	for range 3 {
+		if err := devicesV2(g.h.V2+g.Path, many); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 // TestDeviceProgram walks the program against the rules themselves, for every kind of access.

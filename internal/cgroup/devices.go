@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"unsafe"
 
@@ -197,7 +198,7 @@ func devicesV2(dir string, rules []specs.LinuxDeviceCgroup) error {
 		expectedAttachType: unix.BPF_CGROUP_DEVICE,
 	}
 	copy(load.progName[:], "gantry_devices")
-	prog, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_PROG_LOAD, uintptr(unsafe.Pointer(&load)), unsafe.Sizeof(load))
+	prog, errno := loadProgram(unsafe.Pointer(&load), unsafe.Sizeof(load))
 	if errno != 0 {
 		return fmt.Errorf("load device program: %w", errno)
 	}
@@ -217,4 +218,20 @@ func devicesV2(dir string, rules []specs.LinuxDeviceCgroup) error {
 		return fmt.Errorf("attach device program: %w", errno)
 	}
 	return nil
+}
+
+// loadProgram keeps signals away meanwhile: the verifier gives up when one comes (EAGAIN, bpf(2)), such as
+// those by which Go's runtime has its threads take turns.
+func loadProgram(attr unsafe.Pointer, size uintptr) (uintptr, unix.Errno) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	var all, old unix.Sigset_t
+	for i := range all.Val {
+		all.Val[i] = ^all.Val[i]
+	}
+	if err := unix.PthreadSigmask(unix.SIG_SETMASK, &all, &old); err == nil {
+		defer func() { _ = unix.PthreadSigmask(unix.SIG_SETMASK, &old, nil) }()
+	}
+	prog, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_PROG_LOAD, uintptr(attr), size)
+	return prog, errno
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 )
 
 // Unsupported names the first field of r that cannot be done here, "" if there is none. What depends on
@@ -101,6 +102,8 @@ func (g *Group) set(s setting) error {
 		return fmt.Errorf("%s: the %s controller is not handed down to %s: %w", s.field, s.controller, dir, err)
 	case errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("%s: this kernel does not have it (%s): %w: %w", s.field, s.file, err, errdefs.ErrNotImplemented)
+	case errors.Is(err, unix.ENODEV) && g.Exists():
+		return fmt.Errorf("%s: there is no such device: %w: %w", s.field, err, errdefs.ErrInvalidArgument)
 	case err != nil:
 		return fmt.Errorf("%s: %w", s.field, err)
 	}

@@ -168,7 +168,7 @@ func TestLimitsV1(t *testing.T) {
 	if dir := g.dir("cpu"); dir != "" { // realtime needs some from above
 		_ = write(filepath.Join(filepath.Dir(dir), "cpu.rt_runtime_us"), "20000")
 	}
-	disk := someDisk(t)
+	block := someDisk(t)
 	for _, c := range []struct {
 		controller, file, want string
 		r                      specs.LinuxResources
@@ -186,10 +186,10 @@ func TestLimitsV1(t *testing.T) {
 		{"memory", "memory.memsw.limit_in_bytes", "33554432", specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(int64(16 << 20)), Swap: ptr(int64(32 << 20))}}},
 		{"memory", "memory.memsw.limit_in_bytes", "67108864", specs.LinuxResources{Memory: &specs.LinuxMemory{Swap: ptr(int64(64 << 20))}}},
 		{"memory", "memory.memsw.limit_in_bytes", "9223372036854771712", specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(int64(-1))}}},
-		{"blkio", "blkio.throttle.read_bps_device", disk.name(" 1000000"), specs.LinuxResources{BlockIO: &specs.LinuxBlockIO{ThrottleReadBpsDevice: disk.rate(1000000)}}},
-		{"blkio", "blkio.throttle.write_bps_device", disk.name(" 2000000"), specs.LinuxResources{BlockIO: &specs.LinuxBlockIO{ThrottleWriteBpsDevice: disk.rate(2000000)}}},
-		{"blkio", "blkio.throttle.read_iops_device", disk.name(" 300"), specs.LinuxResources{BlockIO: &specs.LinuxBlockIO{ThrottleReadIOPSDevice: disk.rate(300)}}},
-		{"blkio", "blkio.throttle.write_iops_device", disk.name(" 400"), specs.LinuxResources{BlockIO: &specs.LinuxBlockIO{ThrottleWriteIOPSDevice: disk.rate(400)}}},
+		{"blkio", "blkio.throttle.read_bps_device", block.name(" 1000000"), specs.LinuxResources{BlockIO: &specs.LinuxBlockIO{ThrottleReadBpsDevice: block.rate(1000000)}}},
+		{"blkio", "blkio.throttle.write_bps_device", block.name(" 2000000"), specs.LinuxResources{BlockIO: &specs.LinuxBlockIO{ThrottleWriteBpsDevice: block.rate(2000000)}}},
+		{"blkio", "blkio.throttle.read_iops_device", block.name(" 300"), specs.LinuxResources{BlockIO: &specs.LinuxBlockIO{ThrottleReadIOPSDevice: block.rate(300)}}},
+		{"blkio", "blkio.throttle.write_iops_device", block.name(" 400"), specs.LinuxResources{BlockIO: &specs.LinuxBlockIO{ThrottleWriteIOPSDevice: block.rate(400)}}},
 		{"blkio", "blkio.bfq.weight", "300", specs.LinuxResources{BlockIO: &specs.LinuxBlockIO{Weight: ptr(uint16(300))}}},
 	} {
 		at := filepath.Join(g.dir(c.controller), c.file)
@@ -209,12 +209,13 @@ func TestLimitsV1(t *testing.T) {
 		}
 	}
 	for want, r := range map[string]specs.LinuxResources{
-		"linux.resources.unified":                    {Unified: map[string]string{"memory.high": "1"}},
-		"linux.resources.memory.kernel":              {Memory: &specs.LinuxMemory{Kernel: ptr(int64(1))}}, //nolint:staticcheck // refused
-		"linux.resources.memory.swappiness 101":      {Memory: &specs.LinuxMemory{Swappiness: ptr(uint64(101))}},
-		"linux.resources.cpu.realtimeRuntime":        {CPU: &specs.LinuxCPU{RealtimeRuntime: ptr(int64(900000))}},
-		"linux.resources.blockIO.leafWeight":         {BlockIO: &specs.LinuxBlockIO{LeafWeight: ptr(uint16(100))}},
-		"linux.resources.hugepageLimits[0].pageSize": {HugepageLimits: []specs.LinuxHugepageLimit{{Pagesize: "big"}}},
+		"linux.resources.unified":                        {Unified: map[string]string{"memory.high": "1"}},
+		"linux.resources.memory.kernel":                  {Memory: &specs.LinuxMemory{Kernel: ptr(int64(1))}}, //nolint:staticcheck // refused
+		"linux.resources.memory.swappiness 101":          {Memory: &specs.LinuxMemory{Swappiness: ptr(uint64(101))}},
+		"linux.resources.cpu.realtimeRuntime":            {CPU: &specs.LinuxCPU{RealtimeRuntime: ptr(int64(900000))}},
+		"linux.resources.blockIO.leafWeight":             {BlockIO: &specs.LinuxBlockIO{LeafWeight: ptr(uint16(100))}},
+		"throttleReadBpsDevice: there is no such device": {BlockIO: &specs.LinuxBlockIO{ThrottleReadBpsDevice: disk{4000, 77}.rate(1)}},
+		"linux.resources.hugepageLimits[0].pageSize":     {HugepageLimits: []specs.LinuxHugepageLimit{{Pagesize: "big"}}},
 	} {
 		if err := g.Limit(&r); err == nil || !strings.Contains(err.Error(), want) || !errdefs.IsNotImplemented(err) && !errdefs.IsInvalidArgument(err) && !errdefs.IsFailedPrecondition(err) {
 			t.Errorf("%s: %v", want, err)
