@@ -24,7 +24,7 @@ func hasSELinux() bool {
 // A profile for containers, if one is loaded.
 func loadedProfile() string {
 	raw, _ := os.ReadFile("/sys/kernel/security/apparmor/profiles")
-	for _, want := range []string{"gantry-default", "docker-default"} {
+	for _, want := range []string{"gantry-runtimetest", "gantry-default", "docker-default"} {
 		if strings.Contains(string(raw), want+" (") {
 			return want
 		}
@@ -65,6 +65,9 @@ func appArmor(b *Box) {
 		return spec(script, func(s *specs.Spec) { s.Process.ApparmorProfile = name })(b)
 	}
 	b.expect(confined(showProfile), name+" (enforce)")
+	if name == "gantry-runtimetest" { // the profile of test/vm
+		b.expect(confined("echo x >/allowed && echo allowed; echo x >/forbidden 2>/dev/null || echo forbidden"), "allowed\nforbidden")
+	}
 	c = confined(showProfile)
 	c.Spec.Process.NoNewPrivileges = true
 	b.expect(c, name+" (enforce)")

@@ -90,7 +90,7 @@ var resourceFeatures = []feature{
 	resource("memory.disableOOMKiller", specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(int64(64 << 20)), DisableOOMKiller: ptr(true)}}, "memory/memory.oom_control", "", "oom_kill_disable 1\nunder_oom 0\noom_kill 0"),
 	resource("memory.kernel", specs.LinuxResources{Memory: &specs.LinuxMemory{Kernel: ptr(int64(1 << 20))}}, "", "", ""), //nolint:staticcheck // refused: kernels do nothing about it
 	resource("memory.useHierarchy", specs.LinuxResources{Memory: &specs.LinuxMemory{UseHierarchy: ptr(false)}}, "", "", ""),
-	resource("blockIO.weight", specs.LinuxResources{BlockIO: &specs.LinuxBlockIO{Weight: ptr(uint16(300))}}, "blkio/blkio.bfq.weight", "", "300"),
+	resource("blockIO.weight", specs.LinuxResources{BlockIO: &specs.LinuxBlockIO{Weight: ptr(uint16(300))}}, "blkio/blkio.bfq.weight", "io.weight", "300|default 2930"),
 	resource("blockIO.leafWeight", specs.LinuxResources{BlockIO: &specs.LinuxBlockIO{LeafWeight: ptr(uint16(300))}}, "blkio/blkio.leaf_weight", "", "300"),
 	resource("hugepageLimits", specs.LinuxResources{HugepageLimits: []specs.LinuxHugepageLimit{{Pagesize: "2MB", Limit: 4 << 20}}}, hugetlb(), "hugetlb.2MB.max", "4194304"),
 	resource("rdma", specs.LinuxResources{Rdma: map[string]specs.LinuxRdma{"no-such-device": {HcaHandles: ptr(uint32(1))}}}, "", "", ""),

@@ -200,7 +200,7 @@ func devices(b *Box) {
 
 func hidden(b *Box) {
 	b.expect(b.Sh("wc -c </proc/interrupts; ls /sys/firmware | wc -l; cat /proc/keys | wc -c; touch /sys/firmware/x 2>&1 | grep -c Read-only"), "0\n0\n0\n1")
-	out, _ := b.Run(b.Sh("echo 1 >/proc/sys/vm/drop_caches; echo 1 >/proc/sys/kernel/panic; echo 1 >/sys/kernel/mm/ksm/run; mkdir /sys/fs/cgroup/pids/x"))
+	out, _ := b.Run(b.Sh("echo 1 >/proc/sys/vm/drop_caches; echo 1 >/proc/sys/kernel/panic; echo 1 >/sys/kernel/mm/ksm/run; mkdir $(ls -d /sys/fs/cgroup/pids || echo /sys/fs/cgroup)/x 2>&1"))
 	if strings.Count(out, "Read-only file system") != 4 {
 		b.T.Errorf("read-only paths: %s", out)
 	}
@@ -509,7 +509,7 @@ func oom(b *Box) {
 }
 
 func lifecycle(b *Box) {
-	m, err := b.Create(b.Sh("echo began; sleep 1000; true"))
+	m, err := b.Create(b.Sh("sleep 1000 & echo began; wait"))
 	b.check(err)
 	time.Sleep(50 * time.Millisecond)
 	if out := m.Out.String(); out != "" {
