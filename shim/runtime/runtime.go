@@ -23,8 +23,9 @@ import (
 // Runtime makes containers.
 type Runtime interface {
 	// Create makes c: its namespaces, root filesystem, cgroup and first process, everything up to,
-	// and not including, that process's first instruction. When it fails nothing is left. A runtime
-	// that sees already here that the program cannot be executed fails as Start would.
+	// and not including, that process's first instruction, and runs the hooks of that time. When
+	// it fails nothing is left. A runtime that sees already here that the program cannot be
+	// executed fails as Start would.
 	// A container whose first process has exited is made again by Delete and another Create.
 	Create(ctx context.Context, c *Config) (Container, error)
 }
@@ -46,8 +47,9 @@ type Container interface {
 	Update(ctx context.Context, r *specs.LinuxResources) error
 	// Stats samples the cgroup; it answers after the last process has exited, until Delete.
 	Stats(ctx context.Context) (Stats, error)
-	// Delete kills what is left, removes the cgroup and lets go of the mounts. It may take 100 ms
-	// (the kernel writes back the root filesystem): report the exit first. Again: succeeds.
+	// Delete kills what is left, removes the cgroup, lets go of the mounts and runs poststop hooks.
+	// It may take 100 ms (the kernel writes back the root filesystem), and as long as hooks do:
+	// report the exit first. Again: succeeds.
 	Delete(ctx context.Context) error
 }
 
@@ -78,7 +80,8 @@ type Config struct {
 	Bundle string      // directory of config.json; relative paths in Spec start there
 	Spec   *specs.Spec // read, never changed
 	// Rootfs is mounted, one over the other, as the root filesystem; without any, Spec.Root.Path
-	// is a directory.
+	// is a directory. With the option "idmap" the first holds the ids of an image, and is seen with
+	// those of the container's user namespace; an overlay has its layers mapped.
 	Rootfs []Mount
 	// User is name|uid[:group|gid], looked up in the container's own /etc/passwd and /etc/group;
 	// "" means what Spec says.
