@@ -66,7 +66,7 @@ func appArmor(b *Box) {
 	}
 	b.expect(confined(showProfile), name+" (enforce)")
 	if name == "gantry-runtimetest" { // the profile of test/vm
-		b.expect(confined("echo x >/allowed && echo allowed; echo x >/forbidden 2>/dev/null || echo forbidden"), "allowed\nforbidden")
+		b.expect(confined("echo x >/allowed && echo allowed; (echo x >/forbidden) 2>/dev/null || echo forbidden"), "allowed\nforbidden")
 	}
 	c = confined(showProfile)
 	c.Spec.Process.NoNewPrivileges = true
