@@ -200,12 +200,13 @@ func failingHooks(b *Box) {
 	}
 	second := 1
 	began := time.Now()
-	slow := shell("sleep 98765 & sleep 98765; true")
+	sleep := fmt.Sprintf("sleep %d", 1_000_000+time.Now().UnixNano()%1_000_000_000) // nobody else's
+	slow := shell(sleep + " & " + sleep + "; true")
 	slow.Timeout = &second
 	if err := one(slow); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "longer than the 1 s") || time.Since(began) > 20*time.Second {
 		b.T.Errorf("a slow hook: %v after %v", err, time.Since(began))
 	}
-	Poll(b.T, "what a slow hook started is ended", func() bool { return !running("sleep 98765") }, func() string { return "it runs" })
+	Poll(b.T, "what a slow hook started is ended", func() bool { return !running(sleep) }, func() string { return "it runs" })
 	if err := one(specs.Hook{Path: "/not/there"}); !errors.Is(err, unix.ENOENT) {
 		b.T.Errorf("a hook that is not there: %v", err)
 	}
