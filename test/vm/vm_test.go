@@ -21,7 +21,7 @@ import (
 func TestMain(m *testing.M) { os.Exit(harness.Main(m)) }
 
 // bootLimit is generous: emulation is some thirty times slower than the machine.
-const bootLimit = 8 * time.Minute
+const bootLimit = 12 * time.Minute
 
 // needed are the modules of Debian's kernel that gantry uses.
 var needed = []string{
@@ -135,12 +135,15 @@ func pack(t *testing.T, k kernel, data, cgroups, path string) {
 }
 
 // boot runs the machine to its end and returns what it said on its serial line.
-func boot(t *testing.T, kernel, initrd string) string {
+func boot(t *testing.T, kernel, initrd string, more ...string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeoutCause(t.Context(), bootLimit, errors.New("the machine did not end"))
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-smp", "2", "-m", "1536", "-nographic", "-no-reboot", "-nic", "none",
-		"-kernel", kernel, "-initrd", initrd, "-append", "console=ttyS0 panic=-1 quiet rdinit=/init")
+	args := []string{
+		"-accel", "tcg,thread=multi", "-smp", "2", "-m", "1536", "-nographic", "-no-reboot", "-nic", "none",
+		"-kernel", kernel, "-initrd", initrd, "-append", "console=ttyS0 panic=-1 quiet rdinit=/init",
+	}
+	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", append(args, more...)...)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Errorf("qemu: %v (%v)", err, context.Cause(ctx))
