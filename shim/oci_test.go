@@ -18,15 +18,21 @@ import (
 // ociProgram is the OCI runtime that newBox's containers are made by; "" is native.
 var ociProgram string
 
+// by has a program of this machine's make the containers of a test.
+func by(t *testing.T, name string) {
+	t.Helper()
+	path, err := exec.LookPath(name)
+	if err != nil {
+		t.Fatalf("%v: install it with test/setup.sh", err)
+	}
+	ociProgram = path
+	t.Cleanup(func() { ociProgram = "" })
+}
+
 // TestPrograms holds a shim to the same over an OCI runtime as over the native one.
 func TestPrograms(t *testing.T) {
 	for _, name := range []string{"crun", "runc"} {
-		path, err := exec.LookPath(name)
-		if err != nil {
-			t.Fatalf("%v: install it with test/setup.sh", err)
-		}
-		ociProgram = path
-		t.Cleanup(func() { ociProgram = "" })
+		by(t, name)
 		for _, c := range []struct {
 			name string
 			test func(*testing.T)
@@ -65,8 +71,7 @@ func TestPrograms(t *testing.T) {
 func TestProgramsTerminal(t *testing.T) {
 	for _, name := range []string{"crun", "runc"} {
 		t.Run(name, func(t *testing.T) {
-			ociProgram = "/usr/bin/" + name
-			t.Cleanup(func() { ociProgram = "" })
+			by(t, name)
 			b := newBox(t, "sleep", "1000").run()
 			b.spec.Process.Terminal = true
 			b.prepare("x", true, "sh", "-c", "read line; stty size; echo got $line; exit 3")
@@ -129,8 +134,7 @@ func TestProgramsDieWithTheirShim(t *testing.T) {
 func TestProgramsLeaveNothing(t *testing.T) {
 	for _, name := range []string{"crun", "runc"} {
 		t.Run(name, func(t *testing.T) {
-			ociProgram = "/usr/bin/" + name
-			t.Cleanup(func() { ociProgram = "" })
+			by(t, name)
 			b := newBox(t, "sleep", "1000").run()
 			id := b.boot.GetContainerId()
 			kept, err := filepath.Glob(filepath.Join(b.dir.State, ociDir, id, "keep", id, "*"))

@@ -25,6 +25,7 @@ type container struct {
 	id    string
 	dir   string // its bundle, and what the program keeps of it
 	group *cgroup.Group
+	known *knowledge
 	init  *proc
 	spec  *specs.Process // the first one's, once it is known with the user's numbers
 	warn  func(string, ...any)
@@ -207,7 +208,7 @@ func (c *container) Exec(_ context.Context, x *runtime.Exec) (runtime.Process, e
 }
 
 func (c *container) exec(x *runtime.Exec) (*proc, error) {
-	if err := supportedProcess(c.r.o.Name, x.Spec, c.r.known); err != nil {
+	if err := supportedProcess(c.r.o.Name, x.Spec, c.known); err != nil {
 		return nil, err
 	}
 	if err := c.running(); err != nil {

@@ -96,7 +96,7 @@ func (r *Runtime) create(ctx context.Context, cfg *runtime.Config) (_ *container
 	if err := known.supported(r.o.Name, cfg); err != nil {
 		return nil, err
 	}
-	c := &container{r: r, id: cfg.ID, dir: filepath.Join(r.o.State, cfg.ID), spec: cfg.Spec.Process, warn: cfg.Warn, root: -1}
+	c := &container{r: r, id: cfg.ID, dir: filepath.Join(r.o.State, cfg.ID), known: known, spec: cfg.Spec.Process, warn: cfg.Warn, root: -1}
 	if c.warn == nil {
 		c.warn = func(string, ...any) {}
 	}
