@@ -1,7 +1,6 @@
 package runtimetest
 
 import (
-	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -57,7 +56,7 @@ func resource(name string, r specs.LinuxResources, v1, v2, want string) feature 
 
 // hasCgroupFile reports whether groups have a file, by making one.
 func hasCgroupFile(file string) bool {
-	g, err := cgroup.Open(fmt.Sprintf("/gantry-runtimetest/probe-%d", os.Getpid()))
+	g, err := cgroup.Open(above + "/probe")
 	if err != nil || g.Create() != nil {
 		return false
 	}
