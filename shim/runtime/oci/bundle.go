@@ -155,6 +155,9 @@ func (c *container) process(root int, spec *specs.Process, words string) (*specs
 		return nil, err
 	}
 	p.User = user
+	if !confined(&p) && !there(apparmor) {
+		p.ApparmorProfile = "" // it is as it is asked for
+	}
 	if !slices.ContainsFunc(p.Env, func(kv string) bool { return strings.HasPrefix(kv, "HOME=") }) {
 		p.Env = append(slices.Clone(p.Env), "HOME="+home)
 	}

@@ -165,6 +165,8 @@ type knowledge struct {
 	spec       version         // of the OCI runtime specification: what is newer, it does not know
 	namespaces map[string]bool // nil: it does not say
 	recursive  bool            // options of mounts that hold for what is mounted below as well
+	// personality says that it gives a process another one: crun does, and runc only since it knows 1.1.
+	personality bool
 }
 
 // version is major, minor and patch.
@@ -239,10 +241,11 @@ func (r *Runtime) knows(ctx context.Context) (*knowledge, error) {
 			case strings.HasPrefix(string(l), "spec:"):
 				k.learn(string(l))
 			case strings.HasPrefix(string(l), "crun version "):
-				k.recursive = !v.before(version{1, 4, 0})
+				k.recursive, k.personality = !v.before(version{1, 4, 0}), true
 			}
 		}
 	}
+	k.personality = k.personality || !k.spec.before(version{1, 1, 0})
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.known = k

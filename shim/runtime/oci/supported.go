@@ -44,6 +44,9 @@ func (k *knowledge) supported(name string, c *runtime.Config) error {
 	case len(c.Seccomp) > 0 && s.Linux.Seccomp == nil:
 		return refused(name, "a compiled seccomp filter without linux.seccomp")
 	}
+	if what := ignored(s, k); what != "" {
+		return refused(name, what)
+	}
 	for _, f := range fields(s) {
 		if f.asked && k.spec.before(f.since) {
 			return refused(name, f.name+fmt.Sprintf(" (it knows version %v of the OCI runtime specification; that is of %v)", k.spec, f.since))
@@ -70,6 +73,52 @@ func (k *knowledge) supported(name string, c *runtime.Config) error {
 
 func refused(name, what string) error {
 	return fmt.Errorf("runtime %s does not do %s: %w", name, what, errdefs.ErrNotImplemented)
+}
+
+// ignored is what programs pass over, or what this host does not have and they do not tell.
+func ignored(s *specs.Spec, k *knowledge) string {
+	l := s.Linux
+	r := l.Resources
+	if r == nil {
+		r = &specs.LinuxResources{}
+	}
+	m := r.Memory
+	if m == nil {
+		m = &specs.LinuxMemory{}
+	}
+	for _, x := range []struct {
+		name  string
+		asked bool
+	}{
+		{"process.user.username", s.Process.User.Username != ""},
+		{"linux.intelRdt", l.IntelRdt != nil},
+		{"linux.mountLabel without SELinux", l.MountLabel != "" && !there("/sys/fs/selinux/enforce")},
+		{"process.selinuxLabel without SELinux", s.Process.SelinuxLabel != "" && !there("/sys/fs/selinux/enforce")},
+		{"process.apparmorProfile without AppArmor", confined(s.Process) && !there(apparmor)},
+		{"linux.personality", l.Personality != nil && !k.personality},
+		{"linux.personality.flags", l.Personality != nil && len(l.Personality.Flags) > 0},
+		{"linux.resources.rdma", len(r.Rdma) > 0},
+		{"linux.resources.memory.kernel", m.Kernel != nil},       //nolint:staticcheck // deprecated, and refused for that
+		{"linux.resources.memory.kernelTCP", m.KernelTCP != nil}, //nolint:staticcheck // likewise
+		{"linux.resources.memory.useHierarchy", m.UseHierarchy != nil},
+	} {
+		if x.asked {
+			return x.name
+		}
+	}
+	return ""
+}
+
+// apparmor is there where the kernel has it.
+const apparmor = "/sys/kernel/security/apparmor/profiles"
+
+func confined(p *specs.Process) bool {
+	return p.ApparmorProfile != "" && p.ApparmorProfile != "unconfined"
+}
+
+func there(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
 }
 
 // fields are those of config.json that came after the oldest version.
@@ -156,6 +205,9 @@ func (k *knowledge) namespacesOf(name string, c *runtime.Config) error {
 			return invalid("linux.namespaces: two of type %s", ns.Type)
 		}
 		has[ns.Type] = true
+		if ns.Type == specs.MountNamespace && ns.Path != "" {
+			return refused(name, "linux.namespaces: to join a mount namespace")
+		}
 		where := ns.Path
 		if ns.Type == specs.NetworkNamespace && c.NetNS != "" {
 			where = c.NetNS
@@ -168,7 +220,7 @@ func (k *knowledge) namespacesOf(name string, c *runtime.Config) error {
 	case c.NetNS != "" && !has[specs.NetworkNamespace]:
 		return invalid("linux.namespaces: a network namespace is given, and config.json shares the host's")
 	case !has[specs.MountNamespace]:
-		return refused(name, "a container without a mount namespace of its own (linux.namespaces)")
+		return refused(name, "linux.namespaces: a container without a mount namespace of its own")
 	case (c.Spec.Hostname != "" || c.Spec.Domainname != "") && !has[specs.UTSNamespace]:
 		return invalid("hostname %q: the container shares the host's names", c.Spec.Hostname)
 	}

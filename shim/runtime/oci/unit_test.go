@@ -41,16 +41,16 @@ func TestKnowledge(t *testing.T) {
 	}{
 		"features": {
 			`[ "$2" = features ] && echo '{"ociVersionMax":"1.2.0+dev","mountOptions":["ro","rro"],"linux":{"namespaces":["pid","time"]}}'`,
-			knowledge{version{1, 2, 0}, map[string]bool{"pid": true, "time": true}, true},
+			knowledge{version{1, 2, 0}, map[string]bool{"pid": true, "time": true}, true, true},
 		},
 		"crun of Debian 12": {
 			`[ "$2" = --version ] && printf 'crun version 1.8.1\ncommit: f8a0\nspec: 1.0.0\n+SYSTEMD\n'`,
-			knowledge{oldest, nil, true},
+			knowledge{oldest, nil, true, true},
 		},
-		"an old crun": {`[ "$2" = --version ] && printf 'crun version 1.3\nspec: 1.0.0\n'`, knowledge{oldest, nil, false}},
-		"runsc":       {`[ "$2" = --version ] && printf 'runsc version release-2024\nspec: 1.1.0-rc.1\n'`, knowledge{version{1, 1, 0}, nil, false}},
-		"silence":     {`exit 0`, knowledge{oldest, nil, false}},
-		"no word":     {`[ "$2" = --version ] && echo hello`, knowledge{oldest, nil, false}},
+		"an old crun": {`[ "$2" = --version ] && printf 'crun version 1.3\nspec: 1.0.0\n'`, knowledge{oldest, nil, false, true}},
+		"runsc":       {`[ "$2" = --version ] && printf 'runsc version release-2024\nspec: 1.1.0-rc.1\n'`, knowledge{version{1, 1, 0}, nil, false, true}},
+		"silence":     {`exit 0`, knowledge{oldest, nil, false, false}},
+		"no word":     {`[ "$2" = --version ] && echo hello`, knowledge{oldest, nil, false, false}},
 	} {
 		k, err := script(t, tc.script).knows(runtimetest.Context(t))
 		if err != nil || fmt.Sprint(*k) != fmt.Sprint(tc.want) {
@@ -139,7 +139,7 @@ func TestArguments(t *testing.T) {
 }
 
 func TestRefused(t *testing.T) {
-	old, new11 := &knowledge{spec: oldest}, &knowledge{spec: version{1, 1, 0}, recursive: true}
+	old, new11 := &knowledge{spec: oldest}, &knowledge{spec: version{1, 1, 0}, recursive: true, personality: true}
 	idle := int64(1)
 	for want, change := range map[string]func(*specs.Spec){
 		"domainname":        func(s *specs.Spec) { s.Domainname = "x" },
@@ -147,17 +147,34 @@ func TestRefused(t *testing.T) {
 		"a time namespace": func(s *specs.Spec) {
 			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: "time"})
 		},
-		"mounts[0].uidMappings":          func(s *specs.Spec) { s.Mounts[0].UIDMappings = []specs.LinuxIDMapping{{Size: 1}} },
-		"mount option rro":               func(s *specs.Spec) { s.Mounts[0].Options = []string{"rbind", "rro"} },
-		"linux.resources.cpu.idle":       func(s *specs.Spec) { s.Linux.Resources = &specs.LinuxResources{CPU: &specs.LinuxCPU{Idle: &idle}} },
-		"process.scheduler":              func(s *specs.Spec) { s.Process.Scheduler = &specs.Scheduler{} },
-		"process.ioPriority":             func(s *specs.Spec) { s.Process.IOPriority = &specs.LinuxIOPriority{} },
-		"linux.seccomp.listenerPath":     func(s *specs.Spec) { s.Linux.Seccomp = &specs.LinuxSeccomp{ListenerPath: "/x"} },
-		"-linux.memoryPolicy":            func(s *specs.Spec) { s.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{} },
-		"-linux.netDevices":              func(s *specs.Spec) { s.Linux.NetDevices = map[string]specs.LinuxNetDevice{"eth9": {}} },
-		"-process.execCPUAffinity":       func(s *specs.Spec) { s.Process.ExecCPUAffinity = &specs.CPUAffinity{} },
-		"-process.commandLine":           func(s *specs.Spec) { s.Process.CommandLine = "x" },
-		"-a container without a mount n": func(s *specs.Spec) { s.Linux.Namespaces = nil },
+		"mounts[0].uidMappings":      func(s *specs.Spec) { s.Mounts[0].UIDMappings = []specs.LinuxIDMapping{{Size: 1}} },
+		"mount option rro":           func(s *specs.Spec) { s.Mounts[0].Options = []string{"rbind", "rro"} },
+		"linux.resources.cpu.idle":   func(s *specs.Spec) { s.Linux.Resources = &specs.LinuxResources{CPU: &specs.LinuxCPU{Idle: &idle}} },
+		"process.scheduler":          func(s *specs.Spec) { s.Process.Scheduler = &specs.Scheduler{} },
+		"process.ioPriority":         func(s *specs.Spec) { s.Process.IOPriority = &specs.LinuxIOPriority{} },
+		"linux.seccomp.listenerPath": func(s *specs.Spec) { s.Linux.Seccomp = &specs.LinuxSeccomp{ListenerPath: "/x"} },
+		"-linux.memoryPolicy":        func(s *specs.Spec) { s.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{} },
+		"-linux.netDevices":          func(s *specs.Spec) { s.Linux.NetDevices = map[string]specs.LinuxNetDevice{"eth9": {}} },
+		"-process.execCPUAffinity":   func(s *specs.Spec) { s.Process.ExecCPUAffinity = &specs.CPUAffinity{} },
+		"-process.commandLine":       func(s *specs.Spec) { s.Process.CommandLine = "x" },
+		"linux.personality":          func(s *specs.Spec) { s.Linux.Personality = &specs.LinuxPersonality{Domain: specs.PerLinux32} },
+		"-linux.personality": func(s *specs.Spec) {
+			s.Linux.Personality = &specs.LinuxPersonality{Domain: specs.PerLinux32, Flags: []specs.LinuxPersonalityFlag{"X"}}
+		},
+		"-process.user.username": func(s *specs.Spec) { s.Process.User.Username = "x" },
+		"-linux.intelRdt":        func(s *specs.Spec) { s.Linux.IntelRdt = &specs.LinuxIntelRdt{} },
+		"-linux.resources.rdma": func(s *specs.Spec) {
+			s.Linux.Resources = &specs.LinuxResources{Rdma: map[string]specs.LinuxRdma{"x": {}}}
+		},
+		"-linux.resources.memory.kernel": func(s *specs.Spec) {
+			s.Linux.Resources = &specs.LinuxResources{Memory: &specs.LinuxMemory{Kernel: &idle}} //nolint:staticcheck // deprecated, and refused for that
+		}, //nolint:staticcheck // refused
+		"-linux.resources.memory.useHierarchy": func(s *specs.Spec) {
+			yes := true
+			s.Linux.Resources = &specs.LinuxResources{Memory: &specs.LinuxMemory{UseHierarchy: &yes}}
+		},
+		"-linux.namespaces: to join a mount":             func(s *specs.Spec) { s.Linux.Namespaces[0].Path = "/proc/self/ns/mnt" },
+		"-linux.namespaces: a container without a mount": func(s *specs.Spec) { s.Linux.Namespaces = nil },
 	} {
 		spec := func() *runtime.Config {
 			return &runtime.Config{Spec: &specs.Spec{
