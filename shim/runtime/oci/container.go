@@ -144,6 +144,9 @@ func (c *container) Resume(ctx context.Context) error {
 
 // Update: see runtime.Container.
 func (c *container) Update(ctx context.Context, r *specs.LinuxResources) error {
+	if err := updates(c.r.o.Name, r); err != nil {
+		return fmt.Errorf("update container: %w", err)
+	}
 	f, err := os.CreateTemp(c.dir, "resources.*.json")
 	if err != nil {
 		return fmt.Errorf("update container: %w", err)

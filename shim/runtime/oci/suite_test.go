@@ -55,7 +55,7 @@ func reapStages() {
 // lacks is what no program has, or none says.
 var lacks = []runtimetest.Feature{
 	runtimetest.CompiledFilter, runtimetest.Init, runtimetest.Domainname, runtimetest.MasksUnderFiles, runtimetest.LinkedMountPoints,
-	runtimetest.MountWords, runtimetest.Refusals,
+	runtimetest.MountWords,
 }
 
 func TestSuite(t *testing.T) {

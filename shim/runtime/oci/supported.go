@@ -251,6 +251,29 @@ func checkSysctl(name string) error {
 	return nil
 }
 
+// updates refuses bounds that programs leave alone when they are to change them.
+func updates(name string, r *specs.LinuxResources) error {
+	field := ""
+	switch b := r.BlockIO; {
+	case len(r.Devices) > 0:
+		field = "devices"
+	case r.Network != nil:
+		field = "network"
+	case len(r.HugepageLimits) > 0:
+		field = "hugepageLimits"
+	case len(r.Rdma) > 0:
+		field = "rdma"
+	case len(r.Unified) > 0:
+		field = "unified"
+	case b != nil && (b.LeafWeight != nil || len(b.WeightDevice)+len(b.ThrottleReadBpsDevice)+len(b.ThrottleWriteBpsDevice)+
+		len(b.ThrottleReadIOPSDevice)+len(b.ThrottleWriteIOPSDevice) > 0):
+		field = "blockIO, but for its weight"
+	default:
+		return nil
+	}
+	return refused(name, "a change of linux.resources."+field)
+}
+
 var namespaceFlags = map[specs.LinuxNamespaceType]int{
 	specs.PIDNamespace: unix.CLONE_NEWPID, specs.NetworkNamespace: unix.CLONE_NEWNET, specs.MountNamespace: unix.CLONE_NEWNS,
 	specs.IPCNamespace: unix.CLONE_NEWIPC, specs.UTSNamespace: unix.CLONE_NEWUTS, specs.CgroupNamespace: unix.CLONE_NEWCGROUP,

@@ -1,7 +1,6 @@
 package runtimetest
 
 import (
-	"slices"
 	"strings"
 	"testing"
 
@@ -25,7 +24,6 @@ const (
 	LinkedMountPoints Feature = "linked mount points" // they may lead through links to what is not there, and back through ".."
 	TerminalOwner     Feature = "terminal owner"      // an added process's terminal is its user's from the first instruction on
 	MountWords        Feature = "mount words"         // what is wrong with a mount is said in words of ours
-	Refusals          Feature = "refusals"            // it refuses what the native runtime does, and has nothing that that lacks
 )
 
 // asks are containers that ask for a feature, and a word of the refusal.
@@ -46,19 +44,8 @@ var asks = map[Feature]struct {
 	}},
 }
 
-// delegated are refusals of the native runtime's that one which asks another program leaves to it.
-var delegated = []string{
-	"hooks", "linux.uidMappings", "user namespace", "linux.intelRdt", "linux.mountLabel", "process.apparmorProfile", "process.selinuxLabel",
-	"linux.resources.blockIO", "update of network",
-}
-
 // Lacks reports whether the runtime is without a feature.
 func (b *Box) Lacks(f Feature) bool { return b.lacks[f] }
-
-// delegates reports whether the runtime leaves it to another program to refuse what, or to do it.
-func (b *Box) delegates(what string) bool {
-	return b.Lacks(Refusals) && slices.Contains(delegated, what)
-}
 
 // attempts makes containers with one of c's bind mounts each, and lets go of them: some can be made, others not.
 func (b *Box) attempts(c *runtime.Config) {
