@@ -143,6 +143,10 @@ func TestShare(t *testing.T) {
 	if got := m.Must("exec", "first", "cat", "/dev/shm/word"); got != "second" {
 		t.Errorf("what the second wrote: %q", got)
 	}
+	pid := m.Must("exec", "first", "readlink", "/proc/self/ns/pid")
+	if got := run("--pid", "container:first", image, "sh", "-c", `readlink /proc/self/ns/pid; tr '\0' ' ' < /proc/1/cmdline`); strings.TrimSpace(got) != pid+"\nsleep 1000" {
+		t.Errorf("pid: %q, want %s and its process 1", got, pid)
+	}
 	m.Fails(2, "--ipc shareable", "create", "--ipc", "container:private", image)
 	m.Fails(3, "nobody", "create", "--network", "container:nobody", image)
 	m.Fails(125, "it does not run: start it first", "run", "--network", "container:private", image)
@@ -217,4 +221,32 @@ func TestCgroupParent(t *testing.T) {
 		return os.IsNotExist(err) && m.Must("inspect", "-f", "{{.State.Status}}", "c") == "exited"
 	})
 	m.Must("system", "check")
+}
+
+// TestShareElsewhere is the same where another program makes the containers, and what it is told of limits later.
+func TestShareElsewhere(t *testing.T) {
+	eachRuntime(t, func(t *testing.T, m *harness.Machine, name string) {
+		image := m.Busybox()
+		m.Must("run", "-d", "--runtime", name, "--name", "first", "-h", "one", "--ipc", "shareable", "-m", "64m", image, "sh", "-c", "echo first > /dev/shm/word; exec sleep 1000")
+		for flag, args := range map[string][]string{
+			"--network": {"readlink", "/proc/self/ns/net"}, "--uts": {"hostname"}, "--pid": {"readlink", "/proc/self/ns/pid"}, "--ipc": {"cat", "/dev/shm/word"},
+		} {
+			want := m.Must(append([]string{"exec", "first"}, args...)...)
+			if got := m.Must(append([]string{"run", "--rm", "--runtime", name, flag, "container:first", image}, args...)...); got != want || want == "" {
+				t.Errorf("%s: %q, want %q", flag, got, want)
+			}
+		}
+		memory := append([]string{"exec", "first"}, oneOf("memory/memory.limit_in_bytes", "memory.max")...)
+		m.Must("update", "-m", "32m", "first")
+		if got := m.Must(memory...); got != "33554432" {
+			t.Errorf("memory %s", got)
+		}
+		m.Must("update", "-m", "0", "first")
+		if got := m.Must(memory...); len(got) < 15 && got != "max" {
+			t.Errorf("memory %s after the limit was taken away", got)
+		}
+		if r := m.Try("run", "--rm", "--runtime", name, "--privileged", image, "grep", "Seccomp:", "/proc/self/status"); r.Code != 0 || r.Out != "Seccomp:\t0\n" {
+			t.Errorf("privileged: exit %d, %q %s", r.Code, r.Out, r.Err)
+		}
+	})
 }
