@@ -65,7 +65,12 @@ func New(t testing.TB, r runtime.Runtime, lacks ...Feature) *Box {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	t.Cleanup(func() {
+		_ = os.RemoveAll(dir)
+		if g, err := cgroup.Open(above); err == nil {
+			_ = g.RemoveIfEmpty()
+		}
+	})
 	b := &Box{T: t, R: r, Dir: dir, Lower: filepath.Join(dir, "lower"), Upper: filepath.Join(dir, "upper"), lacks: map[Feature]bool{}}
 	for _, f := range lacks {
 		b.lacks[f] = true
