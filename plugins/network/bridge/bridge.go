@@ -43,8 +43,9 @@ type Driver struct {
 	janitor janitor
 	closing sync.Once
 
-	mu    sync.Mutex // one change of the table at a time
-	rules rules
+	mu       sync.Mutex // one change of the table at a time
+	rules    rules
+	forwards bool // forwarding was turned on, or found on, since this process began
 }
 
 var (
@@ -100,7 +101,7 @@ func (d *Driver) Configure(_ context.Context, c plugins.Config) error {
 	defer d.mu.Unlock()
 	d.rules.hangUp()
 	d.instance, d.defaultBridge, d.state = o.Instance, o.Bridge, c.State
-	d.rules = rules{table: o.Instance}
+	d.rules, d.forwards = rules{table: o.Instance}, false
 	return nil
 }
 
@@ -139,7 +140,7 @@ func (d *Driver) ensure(ctx context.Context, p plan) (*link, error) {
 		return nil, err
 	}
 	if !p.internal {
-		if err := turnOnForwarding(d.forwardingMark()); err != nil {
+		if err := d.turnOnForwarding(d.forwardingMark()); err != nil {
 			return nil, err
 		}
 	}
@@ -348,7 +349,7 @@ func (d *Driver) deleteNetwork(ctx context.Context, n network.Network) error {
 	if err := d.rules.drop(); err != nil {
 		return err
 	}
-	return turnOffForwarding(d.forwardingMark(), all)
+	return d.turnOffForwarding(d.forwardingMark(), all)
 }
 
 // Endpoints ranges over the endpoints whose links are in the kernel.

@@ -226,6 +226,48 @@ func TestForwardingIsPutBack(t *testing.T) {
 	}
 }
 
+// TestForwardingIsShared: of several daemons it is the last to leave who turns off what the first has turned
+// on, whichever that is, and nobody turns off what was on before all of them.
+func TestForwardingIsShared(t *testing.T) {
+	w := newWorld(t)
+	other := newDriver(w, t.TempDir()).(*Driver) //nolint:forcetypeassert // a test
+	other.instance, other.defaultBridge, other.rules.table = "gantry-other", "gyother0", "gantry-other"
+	n := network.Network{ID: "m", Name: "bridge", Subnets: []netip.Prefix{netip.MustParsePrefix("10.78.0.0/16")}, Gateways: []netip.Addr{netip.MustParseAddr("10.78.0.1")}}
+	forwards := func() string {
+		raw, err := os.ReadFile(ipForward)
+		w.must(err)
+		return string(bytes.TrimSpace(raw))
+	}
+	t.Cleanup(func() { _ = os.WriteFile(ipForward, []byte("0"), 0) })
+	for _, before := range []string{"0", "1"} {
+		for _, firstLeavesFirst := range []bool{true, false} {
+			w.must(os.WriteFile(ipForward, []byte(before), 0))
+			for range 2 { // again: as the next process would
+				w.d.forwards, other.forwards = false, false
+				_, err := w.d.CreateNetwork(t.Context(), w.n)
+				w.must(err)
+				_, err = other.CreateNetwork(t.Context(), n)
+				w.must(err)
+			}
+			leave := []func() error{
+				func() error { return w.d.DeleteNetwork(t.Context(), w.n) },
+				func() error { return other.DeleteNetwork(t.Context(), n) },
+			}
+			if !firstLeavesFirst {
+				slices.Reverse(leave)
+			}
+			w.must(leave[0]())
+			if is := forwards(); is != "1" {
+				t.Errorf("%s before; one has left, and it is %s", before, is)
+			}
+			w.must(leave[1]())
+			if is := forwards(); is != before {
+				t.Errorf("%s before; both have left (the first of them first: %v), and it is %s", before, firstLeavesFirst, is)
+			}
+		}
+	}
+}
+
 // TestFlushed: an operator, or a restart of the nftables service, flushed the ruleset.
 func TestFlushed(t *testing.T) {
 	for name, mend := range map[string]func(w *world){
