@@ -130,10 +130,10 @@ func parseConfig(raw []byte, c *config) error {
 		}
 		return errors.Join(errs...)
 	}
-	var wrong *toml.DecodeError
-	if errors.As(err, &wrong) {
-		line, column := wrong.Position()
-		return fmt.Errorf("line %d, column %d: %s", line, column, strings.TrimPrefix(wrong.Error(), "toml: "))
+	var bad *toml.DecodeError
+	if errors.As(err, &bad) {
+		line, column := bad.Position()
+		return fmt.Errorf("line %d, column %d: %s", line, column, strings.TrimPrefix(bad.Error(), "toml: "))
 	}
 	return err
 }
@@ -144,75 +144,88 @@ var (
 	bridgePattern = regexp.MustCompile(`^[a-zA-Z][a-zA-Z0-9_.-]{0,14}$`)
 )
 
+// wrong gathers what is wrong with a configuration, so that all of it is told at once.
+type wrong []error
+
+func (w *wrong) add(err error) {
+	if err != nil {
+		*w = append(*w, err)
+	}
+}
+
+func (w *wrong) say(format string, args ...any) { w.add(fmt.Errorf(format, args...)) }
+
+// within wants n to be between least and most.
+func (w *wrong) within(key string, n, least, most int) {
+	if n < least || n > most {
+		w.say("%s %d: between %d and %d", key, n, least, most)
+	}
+}
+
 // check says everything that is wrong with c, whether or not the machine could serve it.
 func (c *config) check() error {
-	var errs []error
-	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	var w wrong
 	for _, dir := range c.CDI {
 		if !filepath.IsAbs(dir) {
-			bad("cdi_dirs %q: write an absolute path", dir)
+			w.say("cdi_dirs %q: write an absolute path", dir)
 		}
 	}
 	for name, dir := range map[string]string{"root": c.Root, "state": c.State} {
 		if !filepath.IsAbs(dir) || strings.ContainsAny(dir, ":,\\\n") {
-			bad("%s %q: write an absolute path without colon, comma, backslash or newline (overlayfs could not name what is below it)", name, dir)
+			w.say("%s %q: write an absolute path without colon, comma, backslash or newline (overlayfs could not name what is below it)", name, dir)
 		}
 	}
 	if filepath.Clean(c.Root) == filepath.Clean(c.State) {
-		bad("root and state are both %q: one survives reboots and the other must not", c.Root)
+		w.say("root and state are both %q: one survives reboots and the other must not", c.Root)
 	}
 	for _, l := range c.Listen {
-		if err := checkAddress(l, c.TLS); err != nil {
-			errs = append(errs, err)
-		}
+		w.add(checkAddress(l, c.TLS))
 	}
-	if _, err := c.level(); err != nil {
-		errs = append(errs, err)
-	}
-	if _, err := c.logMaxBytes(); err != nil {
-		errs = append(errs, err)
-	}
-	if c.Slots < 0 || c.Slots > 64 {
-		bad("slots %d: between 0 and 64", c.Slots)
-	}
-	if c.Limits.Downloads < 1 || c.Limits.Downloads > 64 {
-		bad("limits.downloads %d: between 1 and 64", c.Limits.Downloads)
-	}
-	if c.Limits.PluginCalls < 1 || c.Limits.PluginCalls > 10000 {
-		bad("limits.plugin_calls %d: between 1 and 10000", c.Limits.PluginCalls)
-	}
-	if c.Limits.LogMaxFiles < 1 || c.Limits.LogMaxFiles > 1000 {
-		bad("limits.log_max_files %d: between 1 and 1000", c.Limits.LogMaxFiles)
-	}
+	_, err := c.level()
+	w.add(err)
+	_, err = c.logMaxBytes()
+	w.add(err)
+	w.within("slots", c.Slots, 0, 64)
+	w.within("limits.downloads", c.Limits.Downloads, 1, 64)
+	w.within("limits.plugin_calls", c.Limits.PluginCalls, 1, 10000)
+	w.within("limits.log_max_files", c.Limits.LogMaxFiles, 1, 1000)
 	for name, p := range c.Plugins {
-		if !pluginPattern.MatchString(name) {
-			bad("plugins.%q: write snapshotter/NAME, network/NAME or volume/NAME", name)
-		}
-		if p.SHA256 != "" && !digestPattern.MatchString(p.SHA256) {
-			bad("plugins.%q: sha256 is no checksum (64 hexadecimal digits)", name)
-		}
-		if p.Path != "" && !filepath.IsAbs(p.Path) {
-			bad("plugins.%q: path %q is not absolute", name, p.Path)
-		}
+		p.check(name, &w)
 	}
-	errs = append(errs, checkRuntimes(c.Runtimes))
+	w.add(checkRuntimes(c.Runtimes))
 	for host := range c.Registries {
 		if host == "" || strings.ContainsAny(host, "/ @") {
-			bad("registries.%q: write a host, or host:port", host)
+			w.say("registries.%q: write a host, or host:port", host)
 		}
 	}
-	if c.Network.Bridge != "" && !bridgePattern.MatchString(c.Network.Bridge) {
-		bad("network.bridge %q: no name for a link (up to 15 letters, digits and .-_)", c.Network.Bridge)
+	c.Network.check(&w)
+	return errors.Join(w...)
+}
+
+func (p *pluginConfig) check(name string, w *wrong) {
+	if !pluginPattern.MatchString(name) {
+		w.say("plugins.%q: write snapshotter/NAME, network/NAME or volume/NAME", name)
 	}
-	if c.Network.Subnet != "" {
-		if _, _, err := net.ParseCIDR(c.Network.Subnet); err != nil {
-			bad("network.subnet %q: no subnet; write 10.20.30.0/24", c.Network.Subnet)
+	if p.SHA256 != "" && !digestPattern.MatchString(p.SHA256) {
+		w.say("plugins.%q: sha256 is no checksum (64 hexadecimal digits)", name)
+	}
+	if p.Path != "" && !filepath.IsAbs(p.Path) {
+		w.say("plugins.%q: path %q is not absolute", name, p.Path)
+	}
+}
+
+func (n *networkConfig) check(w *wrong) {
+	if n.Bridge != "" && !bridgePattern.MatchString(n.Bridge) {
+		w.say("network.bridge %q: no name for a link (up to 15 letters, digits and .-_)", n.Bridge)
+	}
+	if n.Subnet != "" {
+		if _, _, err := net.ParseCIDR(n.Subnet); err != nil {
+			w.say("network.subnet %q: no subnet; write 10.20.30.0/24", n.Subnet)
 		}
 	}
-	if c.Network.MTU != 0 && (c.Network.MTU < 68 || c.Network.MTU > 65535) {
-		bad("network.mtu %d: between 68 and 65535, or 0 for the uplink's", c.Network.MTU)
+	if n.MTU != 0 && (n.MTU < 68 || n.MTU > 65535) {
+		w.say("network.mtu %d: between 68 and 65535, or 0 for the uplink's", n.MTU)
 	}
-	return errors.Join(errs...)
 }
 
 // checkAddress refuses what could not be served safely.

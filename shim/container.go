@@ -5,14 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -22,7 +20,6 @@ import (
 	shimv1 "github.com/gantryd/gantry/proto/gantry/shim/v1"
 	typesv1 "github.com/gantryd/gantry/proto/gantry/types/v1"
 	"github.com/gantryd/gantry/shim/runtime"
-	"github.com/gantryd/gantry/shim/spec"
 )
 
 const (
@@ -35,8 +32,6 @@ const (
 	// were not deleted.
 	maxExecs  = 1024
 	keepExecs = 128
-	// reasonStart is why there was no process.
-	reasonStart = "start-failed"
 )
 
 // shim is one container: its state, its processes, and the record of its ends.
@@ -258,37 +253,6 @@ func (s *shim) unmake(ctx context.Context) error {
 	return nil
 }
 
-// maxConfig bounds config.json and the seccomp filter, in bytes.
-const maxConfig = 16 << 20
-
-// config is what boot and config.json say, for the runtime.
-func (s *shim) config() (*runtime.Config, error) {
-	raw, err := readBounded(s.dir.Config())
-	if err != nil {
-		return nil, fmt.Errorf("config.json: %w", err)
-	}
-	sp, err := spec.Config(raw)
-	if err != nil {
-		return nil, fmt.Errorf("config.json: %w: %w", err, errdefs.ErrInvalidArgument)
-	}
-	if sp.Process == nil || sp.Linux == nil {
-		return nil, fmt.Errorf("config.json: no process, or nothing for linux: %w", errdefs.ErrInvalidArgument)
-	}
-	c := &runtime.Config{
-		ID: s.boot.GetContainerId(), Bundle: s.dir.Root, Spec: sp, User: s.boot.GetUser(), NetNS: s.boot.GetNetns(),
-		Init: s.boot.GetInit(), Warn: s.warn,
-	}
-	for _, m := range s.boot.GetRootfs() {
-		c.Rootfs = append(c.Rootfs, runtime.Mount{Type: m.GetType(), Source: m.GetSource(), Target: m.GetTarget(), Options: m.GetOptions()})
-	}
-	if p := s.boot.GetSeccomp(); p != "" {
-		if c.Seccomp, err = readBounded(p); err != nil {
-			return nil, fmt.Errorf("seccomp filter: %w", err)
-		}
-	}
-	return c, nil
-}
-
 // maxWarnings bounds what is told of one container.
 const maxWarnings = 16
 
@@ -314,27 +278,6 @@ func (s *shim) warned() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.warnings)
-}
-
-func readBounded(path string) ([]byte, error) {
-	st, err := os.Stat(path)
-	if err != nil {
-		return nil, err
-	}
-	if st.Size() > maxConfig || !st.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s: %v of %d bytes: %w", path, st.Mode().Type(), st.Size(), errdefs.ErrInvalidArgument)
-	}
-	return os.ReadFile(path) //nolint:gosec // the daemon names it
-}
-
-// ownPids reports whether the container has a pid namespace of its own, so that all of it dies with init.
-func ownPids(sp *specs.Spec) bool {
-	for _, n := range sp.Linux.Namespaces {
-		if n.Type == specs.PIDNamespace {
-			return n.Path == ""
-		}
-	}
-	return false
 }
 
 // start lets init go.
@@ -374,199 +317,6 @@ func (s *shim) launch(ctx context.Context) (pid int, err error) {
 		s.over(x, "")
 	})
 	return pid, nil
-}
-
-// unstarted is the exit of a run that came to nothing.
-func (s *shim) unstarted(err error) *typesv1.Exit {
-	x := &typesv1.Exit{Code: 128, Reason: reasonStart, At: timestamppb.Now()}
-	switch code := runtime.ExitCode(err); code {
-	case 126, 127:
-		x.Code = uint32(code) //nolint:gosec // one of two
-	}
-	return x
-}
-
-// over is the end of a run: what it wrote is read, how it ended is recorded, and then it is told.
-func (s *shim) over(x *typesv1.Exit, message string) {
-	ctx, cancel := bounded(context.Background())
-	defer cancel()
-	s.mu.Lock()
-	x.Run = s.run
-	shared := s.shared
-	s.mu.Unlock()
-	if shared {
-		if err := s.killAll(ctx, unix.SIGKILL); err != nil {
-			s.log.Error("processes that outlived init were not killed", "err", err)
-		}
-	}
-	s.afterExecs()
-	s.init.drain(false)
-	if s.init.perhapsOOM(x) && s.oomKills(ctx) > 0 {
-		x.Reason = reasonOOM
-	}
-	s.record(x)
-	ran := time.Duration(0)
-	if began := s.init.since(); !began.IsZero() {
-		ran = x.GetAt().AsTime().Sub(began)
-	}
-	s.init.drop()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if again(s.boot.GetRestart(), x.GetCode(), s.restarts, s.stopped) {
-		s.delay = backoff(s.delay, ran)
-		s.setLocked(func() { s.phase, s.exit, s.message = shimv1.Phase_PHASE_WAITING, x, message })
-		s.timer = time.AfterFunc(s.delay, s.rerun)
-		return
-	}
-	s.finalLocked(x, message)
-}
-
-// finalLocked is called with mu held, once, when init will not run again.
-func (s *shim) finalLocked(x *typesv1.Exit, message string) {
-	s.init.end(x)
-	s.setLocked(func() { s.phase, s.exit, s.message = shimv1.Phase_PHASE_EXITED, x, message })
-}
-
-// record writes an exit where a power cut does not reach it. If that is not possible the exit is
-// told nevertheless: a daemon that lives writes it down itself.
-func (s *shim) record(x *typesv1.Exit) {
-	err := s.exits.append(bundle.Exit{
-		Code: x.GetCode(), At: x.GetAt().AsTime(), StartedAt: startedAt(x), Reason: x.GetReason(), Run: x.GetRun(), Signal: x.GetSignal(),
-	})
-	if err != nil {
-		s.log.Error("an exit was not recorded", "run", x.GetRun(), "code", x.GetCode(), "err", err)
-	}
-}
-
-// exits is the record of exits, opened when it can be.
-type exits struct {
-	dir bundle.Dir
-
-	mu sync.Mutex
-	f  *bundle.Exits
-}
-
-func (e *exits) open() error {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.openLocked()
-}
-
-func (e *exits) openLocked() (err error) {
-	if e.f == nil {
-		e.f, err = e.dir.OpenExits()
-	}
-	return err
-}
-
-func (e *exits) append(x bundle.Exit) error {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if err := e.openLocked(); err != nil {
-		return err
-	}
-	return e.f.Append(x)
-}
-
-func startedAt(x *typesv1.Exit) time.Time {
-	if x.GetStartedAt() == nil {
-		return time.Time{}
-	}
-	return x.GetStartedAt().AsTime()
-}
-
-func (s *shim) oomKills(ctx context.Context) uint64 {
-	c, err := s.made()
-	if err != nil {
-		return 0
-	}
-	st, err := c.Stats(ctx)
-	if err != nil {
-		s.log.Warn("whether memory ran out is not known", "err", err)
-	}
-	return st.OOMKills
-}
-
-// afterExecs waits, for a bounded time, until the ends of the other processes are told: they ended
-// before, or with, init.
-func (s *shim) afterExecs() {
-	s.mu.Lock()
-	var running []*process
-	for _, p := range s.execs {
-		if p.ended() == nil {
-			running = append(running, p)
-		}
-	}
-	s.mu.Unlock()
-	t := time.NewTimer(drainTime)
-	defer t.Stop()
-	for _, p := range running {
-		if p.since().IsZero() {
-			s.abandon(p)
-		}
-		select {
-		case <-p.done:
-		case <-t.C:
-			return
-		}
-	}
-}
-
-// rerun begins the next run, because the policy says so.
-func (s *shim) rerun() {
-	s.op.Lock()
-	defer s.op.Unlock()
-	ctx, cancel := bounded(context.Background())
-	defer cancel()
-	if !s.waiting() {
-		return
-	}
-	err := s.unmake(ctx)
-	if err == nil {
-		err = s.make(ctx)
-	}
-	s.mu.Lock()
-	if s.phase != shimv1.Phase_PHASE_WAITING || s.stopped {
-		x, message := s.exit, s.message
-		if err == nil {
-			s.init.drop()
-		}
-		s.finalLocked(x, message)
-		s.mu.Unlock()
-		return
-	}
-	s.run++
-	s.restarts++
-	s.mu.Unlock()
-	if err == nil {
-		_, err = s.launch(ctx)
-	}
-	if err != nil {
-		s.log.Warn("the container could not be started again", "err", err)
-		s.over(s.unstarted(err), sentence.Of(err))
-		return
-	}
-	s.mu.Lock()
-	stopped, sig := s.stopped, s.stopSig
-	s.mu.Unlock()
-	if stopped { // between the last look and the start
-		_ = s.init.signal(sig)
-	}
-}
-
-// waiting reports whether a next run is due. If the user stopped it meanwhile, there is none.
-func (s *shim) waiting() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.phase != shimv1.Phase_PHASE_WAITING {
-		return false
-	}
-	if s.stopped {
-		s.finalLocked(s.exit, s.message)
-		return false
-	}
-	s.timer = nil // too late to stop it
-	return true
 }
 
 // kill signals init.

@@ -4,7 +4,8 @@
 //	main.go boot.go   from exec to Booted
 //	serve.go          control: ttrpc on shim.sock
 //	attach.go         bytes: frames on io.sock
-//	container.go      init's life, from create to the last exit; restart.go decides whether it was
+//	container.go      init's life: create, start, kill, pause, remove; config.go what it is made from
+//	end.go            the end of a run, recorded and told; restart.go whether another follows, and it
 //	join.go           namespaces of other containers
 //	exec.go           other processes beside it
 //	process.go        one process, whichever

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"context"
 	"time"
 
+	"github.com/gantryd/gantry/internal/sentence"
 	shimv1 "github.com/gantryd/gantry/proto/gantry/shim/v1"
 )
 
@@ -32,4 +34,61 @@ func backoff(last, ran time.Duration) time.Duration {
 		return backoffFirst
 	}
 	return min(2*last, backoffMost)
+}
+
+// rerun begins the next run, because the policy says so.
+func (s *shim) rerun() {
+	s.op.Lock()
+	defer s.op.Unlock()
+	ctx, cancel := bounded(context.Background())
+	defer cancel()
+	if !s.waiting() {
+		return
+	}
+	err := s.unmake(ctx)
+	if err == nil {
+		err = s.make(ctx)
+	}
+	s.mu.Lock()
+	if s.phase != shimv1.Phase_PHASE_WAITING || s.stopped {
+		x, message := s.exit, s.message
+		if err == nil {
+			s.init.drop()
+		}
+		s.finalLocked(x, message)
+		s.mu.Unlock()
+		return
+	}
+	s.run++
+	s.restarts++
+	s.mu.Unlock()
+	if err == nil {
+		_, err = s.launch(ctx)
+	}
+	if err != nil {
+		s.log.Warn("the container could not be started again", "err", err)
+		s.over(s.unstarted(err), sentence.Of(err))
+		return
+	}
+	s.mu.Lock()
+	stopped, sig := s.stopped, s.stopSig
+	s.mu.Unlock()
+	if stopped { // between the last look and the start
+		_ = s.init.signal(sig)
+	}
+}
+
+// waiting reports whether a next run is due. If the user stopped it meanwhile, there is none.
+func (s *shim) waiting() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.phase != shimv1.Phase_PHASE_WAITING {
+		return false
+	}
+	if s.stopped {
+		s.finalLocked(s.exit, s.message)
+		return false
+	}
+	s.timer = nil // too late to stop it
+	return true
 }

@@ -7,6 +7,7 @@
 //	keeper.go      one goroutine per container: from what is to what should be
 //	next.go        the decision, pure
 //	launch.go      from a record to a process; host.go what of the host it is given, join.go what of others
+//	boot.go        what a shim is told, and the files that its container is made from
 //	watch.go       what shims say, and their ends
 //	release.go     from an ended process to nothing
 //	recover.go     what was running when the last daemon ended

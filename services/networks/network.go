@@ -108,17 +108,8 @@ func (s *Service) plan(n *networksv1.Network) error {
 	if err != nil {
 		return err
 	}
-	theirs := map[netip.Prefix]string{}
-	if err := s.db.View(func(tx *meta.Tx) error {
-		for _, o := range s.networks.All(tx) {
-			for _, sub := range o.GetSubnets() {
-				if p, err := netip.ParsePrefix(sub); err == nil {
-					theirs[p] = o.GetMeta().GetName()
-				}
-			}
-		}
-		return tx.Damaged()
-	}); err != nil {
+	theirs, err := s.subnets()
+	if err != nil {
 		return err
 	}
 	if len(n.GetSubnets()) == 0 {
@@ -136,34 +127,21 @@ func (s *Service) plan(n *networksv1.Network) error {
 		return invalid("%d gateways for %d subnets", len(n.GetGateways()), len(n.GetSubnets()))
 	}
 	for i, text := range n.GetSubnets() {
-		p, err := netip.ParsePrefix(text)
+		p, err := parseSubnet(text)
 		if err != nil {
-			return invalid("subnet %q: write it as 10.20.30.0/24", text)
+			return err
 		}
-		if !p.Addr().Is4() {
-			return fmt.Errorf("subnet %s: networks are IPv4 only: %w", p, errdefs.ErrNotImplemented)
-		}
-		if p.Bits() < 8 || p.Bits() > 30 {
-			return invalid("subnet %s: want a prefix of 8 to 30 bits", p)
-		}
-		p = p.Masked()
-		for o, name := range theirs {
-			if o.Overlaps(p) {
-				return fmt.Errorf("subnet %s overlaps %s of network %s: choose another: %w", p, o, name, errdefs.ErrFailedPrecondition)
-			}
-		}
-		for _, o := range use {
-			if o.Overlaps(p) {
-				return fmt.Errorf("subnet %s overlaps %s, which this host reaches otherwise: choose another: %w", p, o, errdefs.ErrFailedPrecondition)
-			}
+		if err := free(p, theirs, use); err != nil {
+			return err
 		}
 		theirs[p] = n.GetMeta().GetName()
-		first, last := bounds(p)
-		gateway := numbered(first + 1)
-		if i < len(n.GetGateways()) && n.GetGateways()[i] != "" {
-			if gateway, err = netip.ParseAddr(n.GetGateways()[i]); err != nil || !p.Contains(gateway) || gateway == numbered(first) || gateway == numbered(last) {
-				return invalid("gateway %q: want an address in %s", n.GetGateways()[i], p)
-			}
+		asked := ""
+		if i < len(n.GetGateways()) {
+			asked = n.GetGateways()[i]
+		}
+		gateway, err := gatewayOf(p, asked)
+		if err != nil {
+			return err
 		}
 		n.Subnets[i] = p.String()
 		n.Gateways = append(n.Gateways[:i:i], append([]string{gateway.String()}, n.Gateways[min(i+1, len(n.Gateways)):]...)...)

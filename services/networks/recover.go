@@ -286,37 +286,21 @@ func (s *Service) compare(ctx context.Context, report check.Report) error {
 	if err != nil {
 		return err
 	}
-	held := map[string]map[network.Held]bool{} // by driver
-	for _, a := range before {
-		name := a.record.GetDriver()
-		if held[name] != nil {
-			continue
-		}
-		held[name] = map[network.Held]bool{}
-		d, err := s.drivers.Network(name)
-		if err != nil {
-			return err
-		}
-		for h, err := range d.Endpoints(ctx) {
-			if err != nil {
-				return fmt.Errorf("network driver %s: %w", name, err)
-			}
-			held[name][h] = true
-		}
+	held, err := s.held(ctx, before)
+	if err != nil {
+		return err
 	}
 	after, err := s.accounts()
 	if err != nil {
 		return err
 	}
 	known := map[string]bool{}
-	for _, all := range [][]account{before, after} {
-		for _, a := range all {
-			for id := range a.endpoints {
-				known[id] = true
-			}
-			for id := range a.claimed {
-				known[id] = true
-			}
+	for _, a := range append(slices.Clone(before), after...) {
+		for id := range a.endpoints {
+			known[id] = true
+		}
+		for id := range a.claimed {
+			known[id] = true
 		}
 	}
 	for driver, hs := range held {
@@ -340,6 +324,29 @@ func (s *Service) compare(ctx context.Context, report check.Report) error {
 		}
 	}
 	return nil
+}
+
+// held asks the drivers of networks what they hold; the answer is by driver.
+func (s *Service) held(ctx context.Context, of []account) (map[string]map[network.Held]bool, error) {
+	held := map[string]map[network.Held]bool{}
+	for _, a := range of {
+		name := a.record.GetDriver()
+		if held[name] != nil {
+			continue
+		}
+		held[name] = map[network.Held]bool{}
+		d, err := s.drivers.Network(name)
+		if err != nil {
+			return nil, err
+		}
+		for h, err := range d.Endpoints(ctx) {
+			if err != nil {
+				return nil, fmt.Errorf("network driver %s: %w", name, err)
+			}
+			held[name][h] = true
+		}
+	}
+	return held, nil
 }
 
 // dropStray takes away what nobody knows, unless somebody does by now.

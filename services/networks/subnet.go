@@ -12,6 +12,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/gantryd/gantry/internal/meta"
 )
 
 // Host says what addresses this host has use for.
@@ -109,4 +111,63 @@ func pickSubnet(instance string, use []netip.Prefix) (netip.Prefix, error) {
 		}
 	}
 	return netip.Prefix{}, fmt.Errorf("pick a subnet: this host has a use for every one in %v: choose one with --subnet, or network.subnet in the configuration: %w", pools, errdefs.ErrResourceExhausted)
+}
+
+// subnets are those of the networks there are, and whose they are.
+func (s *Service) subnets() (map[netip.Prefix]string, error) {
+	all := map[netip.Prefix]string{}
+	err := s.db.View(func(tx *meta.Tx) error {
+		for _, n := range s.networks.All(tx) {
+			for _, sub := range n.GetSubnets() {
+				if p, err := netip.ParsePrefix(sub); err == nil {
+					all[p] = n.GetMeta().GetName()
+				}
+			}
+		}
+		return tx.Damaged()
+	})
+	return all, err
+}
+
+// parseSubnet reads a subnet that a user wrote.
+func parseSubnet(text string) (netip.Prefix, error) {
+	p, err := netip.ParsePrefix(text)
+	if err != nil {
+		return p, invalid("subnet %q: write it as 10.20.30.0/24", text)
+	}
+	if !p.Addr().Is4() {
+		return p, fmt.Errorf("subnet %s: networks are IPv4 only: %w", p, errdefs.ErrNotImplemented)
+	}
+	if p.Bits() < 8 || p.Bits() > 30 {
+		return p, invalid("subnet %s: want a prefix of 8 to 30 bits", p)
+	}
+	return p.Masked(), nil
+}
+
+// free refuses a subnet that another network has, or that the host has a use for.
+func free(p netip.Prefix, theirs map[netip.Prefix]string, use []netip.Prefix) error {
+	for o, name := range theirs {
+		if o.Overlaps(p) {
+			return fmt.Errorf("subnet %s overlaps %s of network %s: choose another: %w", p, o, name, errdefs.ErrFailedPrecondition)
+		}
+	}
+	for _, o := range use {
+		if o.Overlaps(p) {
+			return fmt.Errorf("subnet %s overlaps %s, which this host reaches otherwise: choose another: %w", p, o, errdefs.ErrFailedPrecondition)
+		}
+	}
+	return nil
+}
+
+// gatewayOf is the gateway that was asked for, or else the first address of the subnet.
+func gatewayOf(p netip.Prefix, asked string) (netip.Addr, error) {
+	first, last := bounds(p)
+	if asked == "" {
+		return numbered(first + 1), nil
+	}
+	a, err := netip.ParseAddr(asked)
+	if err != nil || !p.Contains(a) || a == numbered(first) || a == numbered(last) {
+		return a, invalid("gateway %q: want an address in %s", asked, p)
+	}
+	return a, nil
 }

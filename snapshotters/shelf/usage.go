@@ -61,13 +61,20 @@ func du(ctx context.Context, dir string) (Usage, error) {
 	if err := unix.Fstat(fd, &st); err != nil {
 		return Usage{}, errors.Join(err, unix.Close(fd))
 	}
-	u := Usage{Bytes: st.Blocks * 512, Inodes: 1}
-	err = u.add(ctx, fd, st.Dev, 0, map[inode]bool{})
-	return u, err
+	w := counting{u: Usage{Bytes: st.Blocks * 512, Inodes: 1}, dev: st.Dev, seen: map[inode]bool{}}
+	err = w.walk(ctx, fd, 0)
+	return w.u, err
 }
 
-// add counts what is in the directory fd, and closes it.
-func (u *Usage) add(ctx context.Context, fd int, dev uint64, depth int, seen map[inode]bool) error {
+// counting is a count under way.
+type counting struct {
+	u    Usage
+	dev  uint64         // mounts below are not counted
+	seen map[inode]bool // of files with several names
+}
+
+// walk counts what is in the directory fd, and closes it.
+func (w *counting) walk(ctx context.Context, fd, depth int) error {
 	d := os.NewFile(uintptr(fd), "snapshot")
 	defer d.Close()
 	for {
@@ -76,20 +83,7 @@ func (u *Usage) add(ctx context.Context, fd int, dev uint64, depth int, seen map
 		}
 		names, err := d.Readdirnames(1024)
 		for _, n := range names {
-			var st unix.Stat_t
-			if unix.Fstatat(fd, n, &st, unix.AT_SYMLINK_NOFOLLOW) != nil {
-				continue // went away
-			}
-			isDir := st.Mode&unix.S_IFMT == unix.S_IFDIR
-			if id := (inode{st.Dev, st.Ino}); !isDir && st.Nlink > 1 {
-				if seen[id] {
-					continue
-				}
-				seen[id] = true
-			}
-			u.Bytes += st.Blocks * 512
-			u.Inodes++
-			if !isDir || st.Dev != dev || depth == maxCounted {
+			if !w.entry(fd, n) || depth == maxCounted {
 				continue
 			}
 			sub, err := unix.Openat(fd, n, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
@@ -99,7 +93,7 @@ func (u *Usage) add(ctx context.Context, fd int, dev uint64, depth int, seen map
 			if err != nil {
 				return err
 			}
-			if err := u.add(ctx, sub, dev, depth+1, seen); err != nil {
+			if err := w.walk(ctx, sub, depth+1); err != nil {
 				return err
 			}
 		}
@@ -110,4 +104,22 @@ func (u *Usage) add(ctx context.Context, fd int, dev uint64, depth int, seen map
 			return err
 		}
 	}
+}
+
+// entry counts one entry of the directory fd, and reports whether it is one to look into.
+func (w *counting) entry(fd int, name string) bool {
+	var st unix.Stat_t
+	if unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW) != nil {
+		return false // went away
+	}
+	isDir := st.Mode&unix.S_IFMT == unix.S_IFDIR
+	if id := (inode{st.Dev, st.Ino}); !isDir && st.Nlink > 1 {
+		if w.seen[id] {
+			return false
+		}
+		w.seen[id] = true
+	}
+	w.u.Bytes += st.Blocks * 512
+	w.u.Inodes++
+	return isDir && st.Dev == w.dev
 }

@@ -216,7 +216,7 @@ type cloneArgs struct {
 //go:norace
 //go:nocheckptr
 //go:nosplit
-func run(ops unsafe.Pointer, n int, regs unsafe.Pointer) {
+func run(ops unsafe.Pointer, n int, regs unsafe.Pointer) { //nolint:gocognit // one loop: what it would call needs the same care
 	var rec record
 	for i := 0; i < n; i++ {
 		o := (*op)(unsafe.Add(ops, uintptr(i)*unsafe.Sizeof(op{})))
