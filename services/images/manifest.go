@@ -54,38 +54,9 @@ type reader func(ctx context.Context, kind string, desc ocispec.Descriptor) ([]b
 // read follows target to an image for want. exact says that no other platform will do.
 func read(ctx context.Context, get reader, target ocispec.Descriptor, want platform, exact bool) (*content, error) {
 	c := &content{target: target}
-	desc := target
-	var m ocispec.Manifest
-	for depth := 0; ; depth++ {
-		raw, err := get(ctx, "manifest", desc)
-		if err != nil {
-			return nil, err
-		}
-		kind, err := registry.TypeOf(raw, desc.MediaType)
-		if err != nil {
-			return nil, err
-		}
-		c.documents = append(c.documents, document{desc, raw})
-		if kind == ocispec.MediaTypeImageManifest || kind == registry.DockerManifest {
-			if err := json.Unmarshal(raw, &m); err != nil {
-				return nil, notWell("manifest", err)
-			}
-			c.manifest = desc
-			break
-		}
-		if depth == 2 {
-			return nil, fmt.Errorf("its indexes are nested more than three deep: %w", errdefs.ErrInvalidArgument)
-		}
-		var index ocispec.Index
-		if err := json.Unmarshal(raw, &index); err != nil {
-			return nil, notWell("index", err)
-		}
-		if desc, err = choose(index, want); err != nil {
-			return nil, err
-		}
-		if err := sound("manifest", desc); err != nil {
-			return nil, err
-		}
+	m, err := c.descend(ctx, get, want)
+	if err != nil {
+		return nil, err
 	}
 	if !slices.Contains(configTypes, m.Config.MediaType) {
 		return nil, fmt.Errorf("it is no image but an artifact of the kind %.100q: %w", m.Config.MediaType, errdefs.ErrInvalidArgument)
@@ -109,6 +80,42 @@ func read(ctx context.Context, get reader, target ocispec.Descriptor, want platf
 		return nil, fmt.Errorf("it is for %s, and this is linux: %w", c.image.OS, errdefs.ErrFailedPrecondition)
 	}
 	return c, c.stack(m.Layers)
+}
+
+// descend follows the target through indexes to the manifest for want, and keeps what it read.
+func (c *content) descend(ctx context.Context, get reader, want platform) (m ocispec.Manifest, err error) {
+	desc := c.target
+	for depth := 0; ; depth++ {
+		raw, err := get(ctx, "manifest", desc)
+		if err != nil {
+			return m, err
+		}
+		kind, err := registry.TypeOf(raw, desc.MediaType)
+		if err != nil {
+			return m, err
+		}
+		c.documents = append(c.documents, document{desc, raw})
+		if kind == ocispec.MediaTypeImageManifest || kind == registry.DockerManifest {
+			if err := json.Unmarshal(raw, &m); err != nil {
+				return m, notWell("manifest", err)
+			}
+			c.manifest = desc
+			return m, nil
+		}
+		if depth == 2 {
+			return m, fmt.Errorf("its indexes are nested more than three deep: %w", errdefs.ErrInvalidArgument)
+		}
+		var index ocispec.Index
+		if err := json.Unmarshal(raw, &index); err != nil {
+			return m, notWell("index", err)
+		}
+		if desc, err = choose(index, want); err != nil {
+			return m, err
+		}
+		if err := sound("manifest", desc); err != nil {
+			return m, err
+		}
+	}
 }
 
 func notWell(what string, err error) error {

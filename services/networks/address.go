@@ -17,6 +17,25 @@ import (
 // with its namespace, some time after everything else, and answers for it until then.
 const rest = 2 * time.Second
 
+// mayHave refuses an address that was asked for and cannot be given.
+func (s *Service) mayHave(tx *meta.Tx, n network.Network, i int, a netip.Addr) error {
+	subnet, gateway := n.Subnets[i].Masked(), n.Gateways[i]
+	first, last := bounds(subnet)
+	switch {
+	case !subnet.Contains(a):
+		return fmt.Errorf("address %s is not in %s: %w", a, subnet, errdefs.ErrInvalidArgument)
+	case a == gateway, a == numbered(first), a == numbered(last):
+		return fmt.Errorf("address %s is the network's own (gateway %s): %w", a, gateway, errdefs.ErrInvalidArgument)
+	case s.addresses.Has(tx, meta.Key(n.ID, a.String())):
+		r, err := s.addresses.Get(tx, meta.Key(n.ID, a.String()))
+		if err != nil {
+			return err
+		}
+		return fmt.Errorf("address %s is taken by %s: %w", a, s.holder(tx, r), errdefs.ErrAlreadyExists)
+	}
+	return nil
+}
+
 // address takes an address of n for an endpoint: the one asked for, or the next one after the
 // last given, wrapping around, so that an address is not given again as long as can be.
 func (s *Service) address(tx *meta.Tx, n network.Network, i int, asked netip.Addr, endpoint string) (netip.Prefix, error) {
@@ -27,20 +46,10 @@ func (s *Service) address(tx *meta.Tx, n network.Network, i int, asked netip.Add
 	}
 	first, last := bounds(subnet)
 	if asked.IsValid() {
-		switch a := asked.Unmap(); {
-		case !subnet.Contains(a):
-			return netip.Prefix{}, fmt.Errorf("address %s is not in %s: %w", a, subnet, errdefs.ErrInvalidArgument)
-		case a == gateway, a == numbered(first), a == numbered(last):
-			return netip.Prefix{}, fmt.Errorf("address %s is the network's own (gateway %s): %w", a, gateway, errdefs.ErrInvalidArgument)
-		case s.addresses.Has(tx, meta.Key(n.ID, a.String())):
-			r, err := s.addresses.Get(tx, meta.Key(n.ID, a.String()))
-			if err != nil {
-				return netip.Prefix{}, err
-			}
-			return netip.Prefix{}, fmt.Errorf("address %s is taken by %s: %w", a, s.holder(tx, r), errdefs.ErrAlreadyExists)
-		default:
-			return take(a)
+		if err := s.mayHave(tx, n, i, asked.Unmap()); err != nil {
+			return netip.Prefix{}, err
 		}
+		return take(asked.Unmap())
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

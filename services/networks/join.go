@@ -165,18 +165,21 @@ func (s *Service) Join(ctx context.Context, op *meta.Op, c *containersv1.Contain
 		}
 		out = append(out, j.record)
 	}
-	op.Then(func(tx *meta.Tx) error {
-		for _, j := range joints {
-			if err := s.endpoints.Put(tx, meta.Key(j.spec.ID, c.GetMeta().GetId()), proto.CloneOf(j.record)); err != nil {
-				return err
-			}
-			if err := s.keep(tx, kindEndpoint, j.spec.ID, j.record.GetId(), j.handle); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
+	op.Then(func(tx *meta.Tx) error { return s.recordJoints(tx, c.GetMeta().GetId(), joints) })
 	return out, nil
+}
+
+// recordJoints writes down what a container's endpoints have become.
+func (s *Service) recordJoints(tx *meta.Tx, container string, joints []*joint) error {
+	for _, j := range joints {
+		if err := s.endpoints.Put(tx, meta.Key(j.spec.ID, container), proto.CloneOf(j.record)); err != nil {
+			return err
+		}
+		if err := s.keep(tx, kindEndpoint, j.spec.ID, j.record.GetId(), j.handle); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // claim chooses addresses and ports, writes them down and claims the endpoints, in one transaction.

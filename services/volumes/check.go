@@ -115,26 +115,35 @@ func (s *Service) uses(_ context.Context, report check.Report) error {
 				has[id][m.GetSource()] = true
 			}
 		}
-		busy := map[string]bool{}
-		for _, c := range tx.Claims() {
-			if k := c.GetRef().GetKind(); k == kindUse || k == kindVolume {
-				busy[c.GetRef().GetScope()], busy[c.GetRef().GetKey()] = true, true
-			}
-		}
+		busy := claimed(tx)
 		for id, v := range s.volumes.All(tx) {
+			if busy[id] {
+				continue
+			}
 			for _, c := range v.GetContainerIds() {
-				if !has[c][v.GetMeta().GetName()] && !busy[id] {
+				if !has[c][v.GetMeta().GetName()] {
 					report("volume "+v.GetMeta().GetName(), "it says that container "+c+" uses it, which is not so", s.mendUse(id, c, false))
 				}
 			}
 			for c, names := range has {
-				if names[v.GetMeta().GetName()] && !slices.Contains(v.GetContainerIds(), c) && !busy[id] {
+				if names[v.GetMeta().GetName()] && !slices.Contains(v.GetContainerIds(), c) {
 					report("volume "+v.GetMeta().GetName(), "it does not say that container "+c+" uses it, which is so", s.mendUse(id, c, true))
 				}
 			}
 		}
 		return tx.Damaged()
 	})
+}
+
+// claimed are the ids of volumes that somebody is at.
+func claimed(tx *meta.Tx) map[string]bool {
+	ids := map[string]bool{}
+	for _, c := range tx.Claims() {
+		if k := c.GetRef().GetKind(); k == kindUse || k == kindVolume {
+			ids[c.GetRef().GetScope()], ids[c.GetRef().GetKey()] = true, true
+		}
+	}
+	return ids
 }
 
 // mendUse corrects one entry, if it is still wrong.

@@ -39,41 +39,17 @@ func isAnonymous(c *containersv1.Container, name string) bool {
 // Ensure makes those of c's volumes that are not there, and writes down, with op, that c uses them all. op may be
 // c's creation, or another chance to make what is missing.
 func (s *Service) Ensure(ctx context.Context, op *meta.Op, c *containersv1.Container) error {
-	var made []*volumesv1.Volume
-	var ids []string
-	seen := map[string]bool{}
+	var names []string
 	for m := range wanted(c) {
 		if !nameForm.MatchString(m.GetSource()) {
 			return invalid("volume %.300q: want a name of %s", m.GetSource(), nameForm)
 		}
-	}
-	if err := s.db.Update(func(tx *meta.Tx) error {
-		made, ids, seen = nil, nil, map[string]bool{} // a transaction may be run again
-		for m := range wanted(c) {
-			name := m.GetSource()
-			if seen[name] {
-				continue
-			}
-			seen[name] = true
-			v, err := s.named(tx, name)
-			if err != nil {
-				return err
-			}
-			claims := []*storev1.Claim{nil}
-			if v != nil {
-				claims[0] = volumeClaim(meta.Use, v)
-			} else {
-				v = fresh(&volumesv1.Volume{Meta: &typesv1.Meta{Name: name}, Anonymous: isAnonymous(c, name)})
-				made = append(made, v)
-				claims = []*storev1.Claim{claim(meta.Make, kindName, "", name), volumeClaim(meta.Make, v)}
-			}
-			ids = append(ids, v.GetMeta().GetId())
-			if err := op.ClaimIn(tx, claims...); err != nil {
-				return err
-			}
+		if !slices.Contains(names, m.GetSource()) {
+			names = append(names, m.GetSource())
 		}
-		return nil
-	}); err != nil {
+	}
+	made, ids, err := s.ensureClaims(op, c, names)
+	if err != nil {
 		return fmt.Errorf("volumes: %w", err)
 	}
 	fault.Point("volumes.ensure.claimed")
@@ -99,6 +75,33 @@ func (s *Service) Ensure(ctx context.Context, op *meta.Op, c *containersv1.Conta
 		return nil
 	})
 	return nil
+}
+
+// ensureClaims claims the volumes of c that have these names, and returns their ids, and those that are still to be made.
+func (s *Service) ensureClaims(op *meta.Op, c *containersv1.Container, names []string) (made []*volumesv1.Volume, ids []string, err error) {
+	err = s.db.Update(func(tx *meta.Tx) error {
+		made, ids = nil, nil // a transaction may be run again
+		for _, name := range names {
+			v, err := s.named(tx, name)
+			if err != nil {
+				return err
+			}
+			claims := []*storev1.Claim{nil}
+			if v != nil {
+				claims[0] = volumeClaim(meta.Use, v)
+			} else {
+				v = fresh(&volumesv1.Volume{Meta: &typesv1.Meta{Name: name}, Anonymous: isAnonymous(c, name)})
+				made = append(made, v)
+				claims = []*storev1.Claim{claim(meta.Make, kindName, "", name), volumeClaim(meta.Make, v)}
+			}
+			ids = append(ids, v.GetMeta().GetId())
+			if err := op.ClaimIn(tx, claims...); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return made, ids, err
 }
 
 // used is one volume of a container.
@@ -220,32 +223,17 @@ func (s *Service) Unmount(ctx context.Context, op *meta.Op, c *containersv1.Cont
 	return errors.Join(errs...)
 }
 
+// othersThan reports whether a container other than this one uses the volume.
+func (u *used) othersThan(container string) bool {
+	return slices.ContainsFunc(u.record.GetContainerIds(), func(id string) bool { return id != container })
+}
+
 // Release says that c goes for good, and takes the volumes that nobody named with it if anonymous is set and nobody else
 // uses them. Unmount has been called.
 func (s *Service) Release(ctx context.Context, op *meta.Op, c *containersv1.Container, anonymous bool) error {
-	var all, gone []*used
 	container := c.GetMeta().GetId()
-	if err := s.db.Update(func(tx *meta.Tx) (err error) {
-		gone = nil
-		if all, err = s.of(tx, c, false); err != nil {
-			return err
-		}
-		for _, u := range all {
-			if err := op.ClaimIn(tx, claim(meta.Drop, kindUse, u.spec.ID, container)); err != nil {
-				return err
-			}
-			if !anonymous || !u.record.GetAnonymous() || len(slices.DeleteFunc(slices.Clone(u.record.GetContainerIds()), func(id string) bool { return id == container })) > 0 {
-				continue
-			}
-			switch err := op.ClaimIn(tx, volumeClaim(meta.Drop, u.record)); {
-			case err == nil:
-				gone = append(gone, u)
-			case !errdefs.IsAborted(err): // somebody is about to use it: it stays
-				return err
-			}
-		}
-		return nil
-	}); err != nil {
+	all, gone, err := s.releaseClaims(op, c, anonymous)
+	if err != nil {
 		return fmt.Errorf("release volumes: %w", err)
 	}
 	fault.Point("volumes.release.claimed")
@@ -272,4 +260,33 @@ func (s *Service) Release(ctx context.Context, op *meta.Op, c *containersv1.Cont
 		return nil
 	})
 	return nil
+}
+
+// releaseClaims claims what Release drops: the uses of all volumes of c, and those volumes that go with it.
+func (s *Service) releaseClaims(op *meta.Op, c *containersv1.Container, anonymous bool) (all, gone []*used, err error) {
+	container := c.GetMeta().GetId()
+	err = s.db.Update(func(tx *meta.Tx) (err error) {
+		gone = nil
+		if all, err = s.of(tx, c, false); err != nil {
+			return err
+		}
+		for _, u := range all {
+			if err := op.ClaimIn(tx, claim(meta.Drop, kindUse, u.spec.ID, container)); err != nil {
+				return err
+			}
+			if !anonymous || !u.record.GetAnonymous() || u.othersThan(container) {
+				continue
+			}
+			err := op.ClaimIn(tx, volumeClaim(meta.Drop, u.record))
+			if errdefs.IsAborted(err) { // somebody is about to use it: it stays
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			gone = append(gone, u)
+		}
+		return nil
+	})
+	return all, gone, err
 }
