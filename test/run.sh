@@ -24,11 +24,14 @@ alive() {
 }
 
 launch() {
+	local end=$((SECONDS + limit))
 	mkdir -p "$dir/root" "$dir/state"
 	chmod 0711 "$dir"
+	# A daemon that was killed holds its lock until the last of its threads has gone.
+	flock -w "$limit" "$dir/state/lock" true || die "another gantryd runs on $dir, and not by \"make run\": end it first"
 	setsid "$bin/gantryd" --root "$dir/root" --state "$dir/state" --listen "$GANTRY_HOST" \
 		>>"$dir/gantryd.log" 2>&1 </dev/null &
-	local pid=$! end=$((SECONDS + limit))
+	local pid=$!
 	echo $pid >"$pidfile"
 	until timeout "$limit" "$gantry" info >/dev/null 2>&1; do
 		kill -0 $pid 2>/dev/null || die "gantryd ended at once; it said:" "$(tail -n 20 "$dir/gantryd.log")"
