@@ -38,10 +38,7 @@ func TestMain(m *testing.M) {
 	}
 	code := m.Run()
 	_ = os.RemoveAll(rootfsDir)
-	if code == 0 {
-		code = leftovers()
-	}
-	os.Exit(code)
+	os.Exit(max(code, leftovers()))
 }
 
 // instance is what is these tests' own in the kernel.

@@ -114,6 +114,8 @@ func isOn(c container, value string, idOf func(name string) string) bool {
 		return value == "host"
 	case containersv1.NetworkMode_NETWORK_MODE_NONE:
 		return value == "none"
+	case containersv1.NetworkMode_NETWORK_MODE_CONTAINER: // the networks are that one's
+		return false
 	case containersv1.NetworkMode_NETWORK_MODE_UNSPECIFIED:
 	}
 	for _, a := range c.GetStatus().GetAddresses() {
