@@ -284,13 +284,13 @@ func (b *builder) finish(cfg *runtime.Config, ns *namespaces, p *process, self i
 			return fmt.Errorf("make root filesystem read-only: %w", err)
 		}
 	}
+	var kept []int
 	if cfg.Init {
-		if p.init, err = initFile(); err != nil {
+		if kept, err = initFiles(&b.lent); err != nil {
 			return err
 		}
-		b.open.add(p.init)
 	}
-	b.arrange(p, p.init)
+	b.arrange(p, kept...)
 	if cfg.Init {
 		b.forkInit()
 	}
@@ -396,6 +396,7 @@ func (c *container) launch(ctx context.Context, p *program, flags uint64, e *cgr
 }
 
 func (p *program) closeControl() {
+	p.lent.close()
 	if p.controlFD >= 0 {
 		_ = unix.Close(p.controlFD)
 		p.controlFD = -1

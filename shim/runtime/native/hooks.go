@@ -198,7 +198,7 @@ func (c *container) hookOutput(ctx context.Context, k hookKind, h specs.Hook, p 
 	defer ctl.close()
 	b := &program{controlFD: theirs}
 	defer b.closeControl()
-	as := process{init: -1}
+	as := process{}
 	if k.as != nil {
 		as = *k.as
 		as.heard = nil // calls that would be told are not there for it
@@ -232,7 +232,8 @@ func (c *container) hookOutput(ctx context.Context, k hookKind, h specs.Hook, p 
 // spawnHook writes and starts the program of a hook: a process that makes the hook's, waits for it, so
 // that nobody else can have taken its status, and says how it ended. The hook ends with it.
 func (c *container) spawnHook(b *program, k hookKind, h specs.Hook, as *process, p child, open *files) (child, error) {
-	dir, extra := -1, -1
+	dir := -1
+	var more []int
 	if k.inside {
 		e, err := c.group.Enter()
 		if err != nil {
@@ -246,12 +247,13 @@ func (c *container) spawnHook(b *program, k hookKind, h specs.Hook, as *process,
 		if e.Dir != nil {
 			dir = int(e.Dir.Fd())
 		}
-		if extra, err = unix.FcntlInt(uintptr(p.pidfd), unix.F_DUPFD_CLOEXEC, low); err != nil {
+		fd, err := unix.FcntlInt(uintptr(p.pidfd), unix.F_DUPFD_CLOEXEC, low)
+		if err != nil {
 			return child{}, err
 		}
-		open.add(extra)
+		more = append(more, open.add(fd))
 	}
-	b.arrange(&process{stdio: as.stdio, control: as.control}, extra)
+	b.arrange(&process{stdio: as.stdio, control: as.control}, more...)
 	if k.inside {
 		b.say("join the container's namespaces")
 		b.add(unix.SYS_SETNS, firstKept, uintptr(c.enters))

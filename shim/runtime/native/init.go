@@ -88,3 +88,26 @@ func initFile() (int, error) {
 	}
 	return fd, nil
 }
+
+// initFiles are the descriptors that a process with a small init needs, from low on: the program, and a pipe's ends.
+func initFiles(open *files) ([]int, error) {
+	fd, err := initFile()
+	if err != nil {
+		return nil, err
+	}
+	kept := []int{open.add(fd)}
+	var pipe [2]int
+	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {
+		return nil, fmt.Errorf("make init: %w", err)
+	}
+	for _, end := range pipe {
+		fd, ferr := unix.FcntlInt(uintptr(end), unix.F_DUPFD_CLOEXEC, low)
+		_ = unix.Close(end)
+		if ferr != nil {
+			err = fmt.Errorf("make init: %w", ferr)
+			continue
+		}
+		kept = append(kept, open.add(fd))
+	}
+	return kept, err
+}

@@ -30,7 +30,6 @@ type process struct {
 	stdio   [3]int // descriptors from low on
 	tty     bool
 	control int // the child's end
-	init    int // the small init's file; -1: none
 	ids     *idmap
 	paths   []string
 	env     []string
@@ -207,12 +206,17 @@ func (p *process) own() error {
 	return nil
 }
 
-// firstKept is the first descriptor that nothing of the process needs: 0 to 2, the socket, the init.
-const firstKept = 4
+// firstKept is the first descriptor behind the streams and the socket. With a small init it is the init's file,
+// and then come the two ends of a pipe that tells process 2 when process 1 has become it.
+const (
+	firstKept = 4
+	initHears = firstKept + 1
+	initTells = firstKept + 2
+)
 
-// arrange has the child put its descriptors in order: streams, the socket to the parent, one more (or
-// -1), nothing else. From here on no descriptor of the host's is left to be found in /proc/self/fd.
-func (b *program) arrange(p *process, extra int) {
+// arrange has the child put its descriptors in order: streams, the socket to the parent, more (which is moved)
+// from firstKept on, nothing else. From here on no descriptor of the host's is left to be found in /proc/self/fd.
+func (b *program) arrange(p *process, more ...int) {
 	b.say("arrange descriptors")
 	for i, fd := range p.stdio {
 		if p.ids == nil && p.user.uid != 0 && owned(fd) {
@@ -223,8 +227,9 @@ func (b *program) arrange(p *process, extra int) {
 	b.add(unix.SYS_DUP3, uintptr(p.control), 3, unix.O_CLOEXEC)
 	b.addKind(kindTell, 3)
 	last := uintptr(firstKept)
-	if extra >= 0 {
-		b.add(unix.SYS_DUP3, uintptr(extra), last, unix.O_CLOEXEC)
+	for _, fd := range more {
+		b.add(unix.SYS_DUP3, uintptr(fd), last, unix.O_CLOEXEC)
+		b.add(unix.SYS_CLOSE, uintptr(fd))
 		last++
 	}
 	if !insecure.Without(insecure.Descriptors) {
@@ -356,6 +361,7 @@ func (b *program) execute(p *process) {
 func (b *program) forkInit() {
 	b.say("fork")
 	b.add(unix.SYS_CLONE, uintptr(unix.SIGCHLD), 0, 0, 0, 0).into(regFork)
+	b.only(true, func() { b.add(unix.SYS_CLOSE, initTells) })
 }
 
 // only has process 2 alone do what fn adds.
@@ -379,8 +385,13 @@ func (b *program) beInit() {
 	b.say("exec init")
 	b.add(unix.SYS_EXECVEAT, firstKept, b.str(""), b.strs([]string{"gantry-init"}), b.strs(nil), unix.AT_EMPTY_PATH)
 	b.ops[first].to = b.here()
+	// Process 1 has what the host gave it until it executes, which closes its end of the pipe. Nothing of the
+	// container's may run before.
+	b.say("wait for init")
+	b.add(unix.SYS_READ, initHears, b.bytes(make([]byte, 1)), 1)
 	b.say("close init")
 	b.add(unix.SYS_CLOSE, firstKept)
+	b.add(unix.SYS_CLOSE, initHears)
 }
 
 // forkInto has the child make another in the process namespace it has joined, as a sibling of itself,
@@ -427,7 +438,7 @@ func (b *program) forkInto(confined bool) {
 
 // prepare reads what of the specification is the process's own.
 func (id identity) prepare(spec *specs.Process, compiled []byte, profile *specs.LinuxSeccomp, warn func(string, ...any)) (*process, error) {
-	p := &process{spec: spec, init: -1, tty: spec.Terminal}
+	p := &process{spec: spec, tty: spec.Terminal}
 	var err error
 	if p.caps, err = id.capabilities(spec.Capabilities, warn); err != nil {
 		return nil, err

@@ -22,6 +22,8 @@ type program struct {
 	keep  []any
 	// controlFD is the child's end of the socket to the parent.
 	controlFD int
+	// lent is what only the child may have once it is there.
+	lent files
 	// forkedAt is the first step of the process that a child makes in its own place.
 	forkedAt int
 	// answers are what the parent does when the child says something on its way; it waits for those
