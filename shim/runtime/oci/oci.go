@@ -26,6 +26,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unsafe"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -70,7 +71,27 @@ func New(o Options) (*Runtime, error) {
 	if o.Guard == nil {
 		o.Guard = func(run func()) { run() }
 	}
+	if err := forgetIgnored(); err != nil {
+		return nil, fmt.Errorf("make runtime: %w", err)
+	}
 	return &Runtime{o: o}, nil
+}
+
+// The signals that the C library keeps for itself (nptl(7)). Go leaves them as it finds them.
+const firstOwn, lastOwn = 32, 33
+
+// forgetIgnored no longer ignores what this process was started ignoring: programs hand that on to the
+// container, where nothing is ignored unless it says so. Go has handlers for all signals but these two, which
+// GNU make, for one, leaves ignored in all that it starts.
+func forgetIgnored() error {
+	var asUsual [4]uintptr // struct kernel_sigaction with SIG_DFL
+	for sig := uintptr(firstOwn); sig <= lastOwn; sig++ {
+		const maskSize = 8
+		if _, _, errno := unix.RawSyscall6(unix.SYS_RT_SIGACTION, sig, uintptr(unsafe.Pointer(&asUsual)), 0, maskSize, 0, 0); errno != 0 {
+			return fmt.Errorf("signal %d: %w", sig, errno)
+		}
+	}
+	return nil
 }
 
 // endTime bounds clearing up after what failed, whoever has gone meanwhile.
