@@ -8,7 +8,7 @@ import (
 
 const (
 	ringPerStream = 256 << 10
-	ringFirst     = 4 << 10
+	ringFirst     = 512
 	entryHead     = 4
 )
 

@@ -95,6 +95,8 @@ func TestPeers(t *testing.T) {
 	busybox := m.Busybox()
 	p := startPeers(t, m, busybox)
 
+	time.Sleep(2 * time.Second) // for what starting leaves to be given back
+	t.Run("memory", func(*testing.T) { p.memory("an idle container") })
 	t.Run("bridge", func(t *testing.T) {
 		interleave(t, "run --rm busybox true, bridge network", *rounds, p.pick(t,
 			"gantry", "docker", "podman", "ctr, no network"))
@@ -107,7 +109,8 @@ func TestPeers(t *testing.T) {
 		interleave(t, "exec true", *rounds, p.pick(t, "gantry exec", "docker exec", "podman exec", "ctr exec"))
 	})
 	t.Run("many", func(t *testing.T) { p.many(t) })
-	t.Run("memory", func(t *testing.T) { p.memory(t) })
+	time.Sleep(10 * time.Second)
+	t.Run("memory after execs", func(*testing.T) { p.memory(fmt.Sprintf("a container after %d execs", *rounds+1)) })
 	t.Run("pull", func(t *testing.T) { p.pull(t) })
 	t.Run("log", func(t *testing.T) { p.logs(t) })
 }
@@ -145,9 +148,9 @@ func (p *peers) many(t *testing.T) {
 	}
 }
 
-// memory compares what stands beside one idle container, and the daemons.
-func (p *peers) memory(t *testing.T) {
-	fmt.Printf("\nprivate dirty memory beside an idle container\n")
+// memory compares what stands beside one container, and the daemons.
+func (p *peers) memory(what string) {
+	fmt.Printf("\nprivate dirty memory beside %s\n", what)
 	for _, c := range []struct{ name, program string }{
 		{"gantry-shim", "gantry-shim"}, {"containerd-shim", "containerd-shim"}, {"conmon", "conmon"},
 	} {

@@ -267,6 +267,7 @@ func (p *proc) Start(ctx context.Context) error {
 	p.state = started
 	p.mu.Unlock()
 	err := p.start(ctx)
+	p.program.release()
 	p.program = nil
 	if err != nil {
 		p.mu.Lock()

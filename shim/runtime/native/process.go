@@ -338,12 +338,14 @@ func (b *program) workdir(cwd string) {
 	b.add(unix.SYS_OPENAT2, at, b.str(cwd), hold(b, how), unsafe.Sizeof(*how)).into(regScratch)
 	b.add(unix.SYS_FCHDIR, regScratch).ref(0)
 	b.add(unix.SYS_CLOSE, regScratch).ref(0)
-	buf := make([]byte, unix.PathMax)
-	addr := b.bytes(buf)
-	b.add(unix.SYS_GETCWD, addr, uintptr(len(buf)))
+	addr := uintptr(unsafe.Pointer(&cwdSeen))
+	b.add(unix.SYS_GETCWD, addr, unsafe.Sizeof(cwdSeen))
 	// Outside of the root it would begin with "(unreachable)".
 	b.addKind(kindEqual, addr, 0xff, '/', uintptr(unix.EXDEV))
 }
+
+// cwdSeen is where a child, in its own copy of this memory, sees its working directory's name.
+var cwdSeen [unix.PathMax]byte
 
 // execute has the child wait for the word to start, and execute.
 func (b *program) execute(p *process) {

@@ -3,6 +3,8 @@ package native
 import (
 	"context"
 	"fmt"
+	"slices"
+	"sync"
 	"syscall"
 	"unsafe"
 
@@ -119,9 +121,27 @@ const (
 	execSteps   = 96
 )
 
-// reserve makes room for n steps: a list that grows is written several times over, and a shim keeps
-// what it has used.
-func (p *program) reserve(n int) { p.ops, p.steps = make([]op, 0, n), make([]step, 0, n) }
+// lists are those of programs that have run: a list that grows is written several times over, each
+// process needs one, and a shim keeps what it has used.
+var lists = sync.Pool{New: func() any { return new(written) }}
+
+type written struct {
+	ops   []op
+	steps []step
+}
+
+// reserve makes room for n steps.
+func (p *program) reserve(n int) {
+	l := lists.Get().(*written) //nolint:forcetypeassert // nothing else is in there
+	p.ops, p.steps = slices.Grow(l.ops[:0], n), slices.Grow(l.steps[:0], n)
+}
+
+// release gives the list back. The child, if there is one, has its own copy of it.
+func (p *program) release() {
+	clear(p.steps)
+	lists.Put(&written{p.ops, p.steps})
+	p.ops, p.steps, p.keep = nil, nil, nil
+}
 
 // add appends a step and answers it, for as long as the next is not added.
 func (p *program) add(nr uintptr, args ...uintptr) *op {
