@@ -95,7 +95,7 @@ func TestPeers(t *testing.T) {
 	busybox := m.Busybox()
 	p := startPeers(t, m, busybox)
 
-	time.Sleep(2 * time.Second) // for what starting leaves to be given back
+	time.Sleep(40 * time.Second) // idle: a shim of containerd gives back what it does not need every 30 s
 	t.Run("memory", func(*testing.T) { p.memory("an idle container") })
 	t.Run("bridge", func(t *testing.T) {
 		interleave(t, "run --rm busybox true, bridge network", *rounds, p.pick(t,
