@@ -7,6 +7,8 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 # Without grpc's page of traces nothing links html/template and what it initialises: half a millisecond of each call.
 GO := CGO_ENABLED=0 GOFLAGS=-tags=grpcnotrace go
+# Of Go's two collectors the one that touches less memory per kind of object: 90 KB of every shim.
+SHIM_GC := nogreenteagc
 PROGRAMS := gantry gantryd gantry-shim gantry-plugin
 PREFIX ?= /usr/local
 TEST_TIMEOUT ?= 30m
@@ -34,7 +36,7 @@ build: ## build the programs into bin/
 	@mkdir -p $(BIN)
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/gantry ./ctl
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/gantryd ./daemon
-	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/gantry-shim ./shim
+	GOEXPERIMENT=$(SHIM_GC) $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/gantry-shim ./shim
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/gantry-plugin ./plugins/builtin
 
 install: build ## install the programs, the configuration and the systemd unit below PREFIX
@@ -109,6 +111,7 @@ $(EASYJSON):
 $(TOOLS)/protoc-gen-go:
 	GOBIN=$(TOOLS) go install google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.6.2
 	GOBIN=$(TOOLS) go install github.com/containerd/ttrpc/cmd/protoc-gen-go-ttrpc@v1.2.10
+	GOBIN=$(TOOLS) go install github.com/planetscale/vtprotobuf/cmd/protoc-gen-go-vtproto@v0.6.1-0.20240319094008-0393e58bdf10
 	GOBIN=$(TOOLS) go install google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.12
 
 clean: ## remove what was built

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -38,8 +37,7 @@ func readBoot(r io.Reader) (*shimv1.Boot, error) {
 		return nil, fmt.Errorf("boot: more than %d bytes: %w", maxBoot, errdefs.ErrInvalidArgument)
 	}
 	b := &shimv1.Boot{}
-	d := json.NewDecoder(bytes.NewReader(raw)) // what a newer daemon says besides, it does not need
-	if err := d.Decode(b); err != nil {
+	if err := b.UnmarshalVT(raw); err != nil { // what a newer daemon says besides, it does not need
 		return nil, fmt.Errorf("boot: %w: %w", err, errdefs.ErrInvalidArgument)
 	}
 	switch {

@@ -1,11 +1,14 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"io"
 	"os"
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/gantryd/gantry/shim/runtime"
 	"github.com/gantryd/gantry/shim/spec"
@@ -16,13 +19,15 @@ const maxConfig = 16 << 20
 
 // config is what boot and config.json say, for the runtime.
 func (s *shim) config() (*runtime.Config, error) {
-	raw, err := readBounded(s.dir.Config())
+	var sp *specs.Spec
+	err := passing(s.dir.Config(), func(raw []byte) (err error) {
+		if sp, err = spec.Config(raw); err != nil {
+			return fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
+		}
+		return nil
+	})
 	if err != nil {
 		return nil, fmt.Errorf("config.json: %w", err)
-	}
-	sp, err := spec.Config(raw)
-	if err != nil {
-		return nil, fmt.Errorf("config.json: %w: %w", err, errdefs.ErrInvalidArgument)
 	}
 	if sp.Process == nil || sp.Linux == nil {
 		return nil, fmt.Errorf("config.json: no process, or nothing for linux: %w", errdefs.ErrInvalidArgument)
@@ -43,14 +48,46 @@ func (s *shim) config() (*runtime.Config, error) {
 }
 
 func readBounded(path string) ([]byte, error) {
-	st, err := os.Stat(path)
-	if err != nil {
+	if _, err := sized(path); err != nil {
 		return nil, err
 	}
-	if st.Size() > maxConfig || !st.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s: %v of %d bytes: %w", path, st.Mode().Type(), st.Size(), errdefs.ErrInvalidArgument)
-	}
 	return os.ReadFile(path) //nolint:gosec // the daemon names it
+}
+
+// passing has fn read a file in memory that is given back when it returns: fn keeps no part of it.
+func passing(path string, fn func(raw []byte) error) error {
+	size, err := sized(path)
+	if err != nil {
+		return err
+	}
+	f, err := os.Open(path) //nolint:gosec // the daemon names it
+	if err != nil {
+		return err
+	}
+	defer f.Close() //nolint:errcheck // it was only read
+	// Not the file itself: whoever cuts it short meanwhile would end this process.
+	buf, err := unix.Mmap(-1, 0, max(size, 1), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		return err
+	}
+	defer unix.Munmap(buf) //nolint:errcheck // it is ours
+	n, err := io.ReadFull(f, buf[:size])
+	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) { // cut short meanwhile: fn says what is wrong with it
+		return err
+	}
+	return fn(buf[:n])
+}
+
+// sized is the size of a file that is no larger than what a daemon writes.
+func sized(path string) (int, error) {
+	st, err := os.Stat(path)
+	if err != nil {
+		return 0, err
+	}
+	if st.Size() > maxConfig || !st.Mode().IsRegular() {
+		return 0, fmt.Errorf("%s: %v of %d bytes: %w", path, st.Mode().Type(), st.Size(), errdefs.ErrInvalidArgument)
+	}
+	return int(st.Size()), nil
 }
 
 // ownPids reports whether the container has a pid namespace of its own, so that all of it dies with init.

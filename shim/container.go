@@ -36,22 +36,23 @@ const (
 
 // shim is one container: its state, its processes, and the record of its ends.
 type shim struct {
-	boot   *shimv1.Boot
-	nonce  string
-	dir    bundle.Dir
-	rt     runtime.Runtime
-	log    *slog.Logger
-	out    *logfile.Writer
-	reap   *reaper
-	stays  lingering
-	init   *process
-	exits  exits
-	end    chan struct{}  // closed when the shim is to end
-	ending func()         // the next answer is the last
-	work   sync.WaitGroup // those who watch processes
-	idle   *time.Timer    // a while after the last of them
-	once   sync.Once      // the first start
-	begun  *beginning
+	boot    *shimv1.Boot
+	nonce   string
+	dir     bundle.Dir
+	rt      runtime.Runtime
+	log     *slog.Logger
+	out     *logfile.Writer
+	reap    *reaper
+	stays   lingering
+	init    *process
+	exits   exits
+	end     chan struct{}  // closed when the shim is to end
+	ending  func()         // what is answered now is the last
+	leaving chan struct{}  // closed by it
+	work    sync.WaitGroup // those who watch processes
+	idle    *time.Timer    // a while after the last of them
+	once    sync.Once      // the first start
+	begun   *beginning
 
 	op sync.Mutex // one change of init's life at a time: create, start, delete, and starting again
 
@@ -77,7 +78,7 @@ type shim struct {
 func newShim(boot *shimv1.Boot, nonce string, rt runtime.Runtime, reap *reaper, log *slog.Logger) *shim {
 	s := &shim{
 		boot: boot, nonce: nonce, rt: rt, log: log, dir: bundle.Dir{State: boot.GetStateDir(), Root: boot.GetDir()},
-		reap: reap, end: make(chan struct{}), ending: func() {}, change: 1, changed: make(chan struct{}),
+		reap: reap, end: make(chan struct{}), ending: func() {}, leaving: make(chan struct{}), change: 1, changed: make(chan struct{}),
 		phase: shimv1.Phase_PHASE_EMPTY, run: boot.GetRun(), execs: map[string]*process{},
 	}
 	if p := boot.GetLog().GetPath(); p != "" {

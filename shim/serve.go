@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -10,6 +11,7 @@ import (
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/ttrpc"
@@ -75,11 +77,15 @@ func (v service) State(ctx context.Context, req *shimv1.StateRequest) (*shimv1.S
 		}
 		select {
 		case <-old:
+		case <-v.s.leaving:
+			return nil, errLeaving
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
 		}
 	}
 }
+
+var errLeaving = fmt.Errorf("the shim was told to end: %w", errdefs.ErrUnavailable)
 
 func (v service) Wait(ctx context.Context, req *shimv1.WaitRequest) (*shimv1.WaitResponse, error) {
 	p, err := v.s.find(req.GetProcess())
@@ -89,6 +95,8 @@ func (v service) Wait(ctx context.Context, req *shimv1.WaitRequest) (*shimv1.Wai
 	select {
 	case <-p.done:
 		return &shimv1.WaitResponse{Exit: p.ended()}, nil
+	case <-v.s.leaving:
+		return nil, errLeaving
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
@@ -222,13 +230,20 @@ func (v service) Shutdown(context.Context, *shimv1.ShutdownRequest) (*shimv1.Shu
 
 // server serves the contract on shim.sock.
 type server struct {
-	t      *ttrpc.Server
-	ending atomic.Bool // the next answer is the last
-	last   func()      // called after it
+	t        *ttrpc.Server
+	begun    atomic.Int64 // calls
+	answered atomic.Int64 // of them
+	ending   atomic.Bool  // no answer is waited for but those to calls that were begun
+	last     func()       // called once they are out
 }
 
+// lastTime is how long the last answers may take to be taken: callers may have gone.
+const lastTime = time.Second
+
 func newServer(s *shim) (*server, error) {
+	v := &server{last: sync.OnceFunc(func() { close(s.end) })}
 	t, err := ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(func(ctx context.Context, u ttrpc.Unmarshaler, info *ttrpc.UnaryServerInfo, m ttrpc.Method) (_ any, err error) {
+		v.begun.Add(1)
 		defer func() {
 			if r := recover(); r != nil { // one bad call must not take the container with it
 				s.log.Error("a call panicked", "method", info.FullMethod, "panic", r, "stack", string(debug.Stack()))
@@ -236,13 +251,21 @@ func newServer(s *shim) (*server, error) {
 			}
 			err = wire(err)
 		}()
-		return m(ctx, u)
+		answer, err := m(ctx, func(v any) error { return u(lean{m: v.(fast)}) }) //nolint:forcetypeassert // every message of ours is
+		if err != nil {
+			return nil, err
+		}
+		return lean{m: answer.(fast)}, nil //nolint:forcetypeassert // every message of ours is
 	}))
 	if err != nil {
 		return nil, fmt.Errorf("ttrpc: %w", err)
 	}
-	v := &server{t: t, last: sync.OnceFunc(func() { close(s.end) })}
-	s.ending = func() { v.ending.Store(true) }
+	v.t = t
+	s.ending = sync.OnceFunc(func() {
+		v.ending.Store(true)
+		close(s.leaving) // who waits for news gets an answer as well
+		time.AfterFunc(lastTime, v.last)
+	})
 	shimv1.RegisterShimService(t, service{s})
 	return v, nil
 }
@@ -266,20 +289,33 @@ func (c conns) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return answers{n, c.v}, nil
+	return &answers{Conn: n, v: c.v}, nil
 }
 
 // answers notices when the last answer is out: then the shim may end, and not before.
 type answers struct {
 	net.Conn
-	v *server
+	v    *server
+	left int // bytes of an answer that are not written yet; ttrpc writes one after the other
 }
 
-func (a answers) Write(p []byte) (int, error) {
-	ending := a.v.ending.Load() // before: an answer that was on its way when the end was asked for is not the last
+// headerSize is that of a ttrpc message, which begins with its payload's length.
+const headerSize = 10
+
+func (a *answers) Write(p []byte) (int, error) {
 	n, err := a.Conn.Write(p)
-	if ending {
-		a.v.last()
+	for rest := p[:n]; len(rest) > 0; {
+		if a.left == 0 {
+			if len(rest) < headerSize {
+				break // ttrpc writes a header as a whole
+			}
+			a.left = headerSize + int(binary.BigEndian.Uint32(rest))
+		}
+		part := min(a.left, len(rest))
+		rest = rest[part:]
+		if a.left -= part; a.left == 0 && a.v.answered.Add(1) >= a.v.begun.Load() && a.v.ending.Load() {
+			a.v.last()
+		}
 	}
 	return n, err
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/gantryd/gantry/internal/bundle"
 	"github.com/gantryd/gantry/internal/insecure"
@@ -42,7 +43,7 @@ func (s *Supervisor) Spawn(ctx context.Context, dir bundle.Dir, boot *shimv1.Boo
 			return nil, errors.Join(err, DropState(dir))
 		}
 	}
-	raw, err := json.Marshal(boot)
+	raw, err := proto.Marshal(boot)
 	if err != nil {
 		return nil, fmt.Errorf("boot: %w", err)
 	}
@@ -141,7 +142,7 @@ func (s *Supervisor) start(cwd string, stderr *os.File) (_ *child, err error) {
 	defer stdout.Close() //nolint:errcheck // the shim has it
 	// The descriptor is named in the child, which has it until exec. Its environment is for Go's runtime: with one
 	// processor from the first instruction on a shim has fewer threads and caches, half a megabyte less than with two,
-	// and not the pause that changing the number takes.
+	// and not the pause that changing the number takes; and its threads need no room for the profiles of locks.
 	p, err := os.StartProcess("/proc/self/fd/"+strconv.Itoa(int(exe.Fd())), []string{"gantry-shim"}, &os.ProcAttr{
 		Dir: cwd, Env: append(insecure.Environ(), "GOMAXPROCS=1"), Files: []*os.File{stdin, stdout, stderr}, Sys: &syscall.SysProcAttr{Setsid: true},
 	})

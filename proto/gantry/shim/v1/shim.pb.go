@@ -89,7 +89,7 @@ func (Phase) EnumDescriptor() ([]byte, []int) {
 	return file_gantry_shim_v1_shim_proto_rawDescGZIP(), []int{0}
 }
 
-// Boot is written, as JSON, to the shim's stdin: there are no flags and no environment.
+// Boot is written to the shim's stdin, which then ends: there are no flags, and no environment but for Go's runtime.
 type Boot struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Protocol      uint32                 `protobuf:"varint,1,opt,name=protocol,proto3" json:"protocol,omitempty"`
