@@ -146,7 +146,7 @@ func runByRunc(t *testing.T, runc string, b *runtimetest.Box, c *shimruntime.Con
 	bundle := fresh(t, b, "bundle")
 	spec := *c.Spec
 	spec.Root = &specs.Root{Path: b.Lower, Readonly: true}
-	spec.Linux.CgroupsPath = "/gantry-runtimetest/runc-" + c.ID
+	spec.Linux.CgroupsPath = filepath.Join(filepath.Dir(spec.Linux.CgroupsPath), "runc-"+c.ID) // removed with the box
 	raw, err := json.Marshal(&spec)
 	must(t, err, os.WriteFile(filepath.Join(bundle, "config.json"), raw, 0o644))
 	cmd := exec.Command(runc, "--root", filepath.Join(bundle, "state"), "run", "--bundle", bundle, c.ID)
