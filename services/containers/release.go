@@ -227,7 +227,7 @@ func shutdown(ctx context.Context, shim supervise.Shim) error {
 	if _, err := shim.Delete(ctx, &shimv1.DeleteRequest{}); err != nil {
 		return rpc.FromTTRPC(err)
 	}
-	if _, err := shim.Shutdown(ctx, &shimv1.ShutdownRequest{}); err != nil && !errdefs.IsUnavailable(rpc.FromTTRPC(err)) {
+	if _, err := shim.Shutdown(ctx, &shimv1.ShutdownRequest{}); err != nil {
 		return rpc.FromTTRPC(err)
 	}
 	select {
